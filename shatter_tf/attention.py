@@ -1,0 +1,162 @@
+"""Single-headed attention whose values depend on a soft partition of relative positions.
+
+    s_ij = (x_i Wq + bq) . x_j / sqrt(D) + sum_p f_p(j - i) (x_i U + u)_p     scores: no key projection
+    a_ij = m_ij sigmoid(s_ij)                                                one map, masked by multiplication
+    y_ip = (1 / n_i) sum_j f_p(j - i) a_ij (x_j Wv_p + bv_p)                 part p reads with its own values
+    y_i  = concat_p(y_ip) [Wo + bo]                                          the projection is optional
+
+Letters, in formulas, shapes and einsums alike:
+    B batch, L query position i, M key position j, D model width, P parts p, E = D / P part width.
+"""
+
+import math
+from typing import Optional
+
+import tensorflow as tf
+import tf_keras
+
+from shatter_tf.config import ShatterConfig
+
+# Keeps the normaliser of a fully masked row finite, and far below one unmasked entry of any useful size.
+EPSILON = 1e-6
+
+
+def same_document_mask(input_mask: tf.Tensor) -> tf.Tensor:
+    """Returns m_ij: whether i and j carry the same, non-zero pack number.
+
+    Documents packed into one row are numbered 1, 2, 3, …; 0 is padding. A plain 0/1 mask is the special case of one
+    document. Padding attends to nothing and nothing attends to it.
+
+    Args:
+      input_mask: integer [B, L].
+
+    Returns:
+      bool [B, L, M].
+
+    Example:
+    >>> same_document_mask(tf.constant([[1, 2, 0]]))[0].numpy().astype(int).tolist()
+    [[1, 0, 0], [0, 1, 0], [0, 0, 0]]
+    """
+    query, key = input_mask[:, :, tf.newaxis], input_mask[:, tf.newaxis, :]
+    return tf.logical_and(tf.equal(query, key), key > 0)
+
+
+def attention_scores(
+    query: tf.Tensor, key: tf.Tensor, position_bias: tf.Tensor, partition: tf.Tensor
+) -> tf.Tensor:
+    """Returns s_ij = q_i . x_j / sqrt(D) + sum_p f_p(j - i) b_ip as float32 [B, L, M].
+
+    Args:
+      query: q, [B, L, D] in the compute dtype.
+      key: the layer's input x itself, [B, M, D] in the compute dtype.
+      position_bias: b, [B, L, P] in the compute dtype.
+      partition: f, float32 [P, L, M].
+
+    Source: Shatter drops the key projection because, with one head, the query and key matrices are one bilinear form.
+    """
+    content = tf.cast(tf.matmul(query, key, transpose_b=True), tf.float32) / math.sqrt(key.shape[-1])
+    position = tf.einsum("BLP,PLM->BLM", tf.cast(position_bias, tf.float32), partition)
+    return content + position
+
+
+def attention_map(scores: tf.Tensor, mask: tf.Tensor, activation: str, normalizer: str) -> tf.Tensor:
+    """Returns the normalised attention map a_ij / n_i as float32 [B, L, M]; masked entries and rows are exactly zero.
+
+    Args:
+      scores: s, float32 [B, L, M].
+      mask: m, bool [B, L, M].
+      activation: "sigmoid" (the paper's) or "softmax".
+      normalizer: "none" (n_i = 1), "row_sum" (n_i = sum_j a_ij) or "unit_length" (n_i = sqrt(sum_j a_ij^2)).
+
+    Source: the normalisers are ours; sigmoid attention has none of its own, and unit-length rows do not depend on L.
+    """
+    mask = tf.cast(mask, tf.float32)
+    if activation == "sigmoid":
+        attention = mask * tf.sigmoid(scores)
+    else:
+        attention = mask * tf.nn.softmax(scores - 1e9 * (1.0 - mask))
+    if normalizer == "row_sum":
+        attention /= tf.reduce_sum(attention, axis=-1, keepdims=True) + EPSILON
+    elif normalizer == "unit_length":
+        attention *= tf.math.rsqrt(tf.reduce_sum(tf.square(attention), axis=-1, keepdims=True) + EPSILON)
+    return attention
+
+
+def part_values(attention: tf.Tensor, partition: tf.Tensor, value: tf.Tensor) -> tf.Tensor:
+    """Returns concat_p sum_j f_p(j - i) a_ij v_jp as [B, L, D] in the dtype of `value`.
+
+    Args:
+      attention: a, [B, L, M], already normalised.
+      partition: f, [P, L, M].
+      value: v, [B, P, M, E] in the compute dtype.
+    """
+    weights = tf.cast(attention, value.dtype)[:, tf.newaxis] * tf.cast(partition, value.dtype)
+    parts = tf.einsum("BPLM,BPME->BLPE", weights, value)
+    return tf.reshape(parts, [tf.shape(parts)[0], tf.shape(parts)[1], value.shape[1] * value.shape[3]])
+
+
+@tf_keras.utils.register_keras_serializable(package="shatter_tf")
+class ShatterAttention(tf_keras.layers.Layer):
+    """Shatter's self-attention (the equations at the top of this file) as a Keras layer.
+
+    Inputs, called as `layer(x, mask, partition)`:
+      x: [B, M, D].
+      mask: bool [B, L, M]; see `same_document_mask`. L < M computes the first L positions alone.
+      partition: float32 [P, L, M]; see `partition.position_partition`.
+
+    Returns:
+      ([B, L, D] in the compute dtype, the attention map before dropout as float32 [B, L, M]).
+
+    Raises:
+      ValueError: when `config` has values that no encoder can be built with.
+
+    Example:
+    >>> from shatter_tf.partition import position_partition
+    >>> config = ShatterConfig(hidden_size=8, num_parts=2)
+    >>> x, mask = tf.random.normal([1, 5, 8]), same_document_mask(tf.ones([1, 5], tf.int32))
+    >>> y, attention = ShatterAttention(config)(x, mask, position_partition(config, 5))
+    >>> y.shape, attention.shape
+    (TensorShape([1, 5, 8]), TensorShape([1, 5, 5]))
+    """
+
+    def __init__(self, config: ShatterConfig, **kwargs):
+        # Positions and the partition arrive as float32 and must stay so under a bfloat16 policy.
+        super().__init__(autocast=False, **kwargs)
+        self.config = as_config(config)
+        width, parts = self.config.hidden_size, self.config.num_parts
+        self.query = self._dense("BLD,DK->BLK", (None, width), "K", "query")
+        self.value = self._dense("BMD,DPE->BPME", (parts, None, width // parts), "PE", "value")
+        # The name carries "bias", which keeps these weights out of weight decay.
+        self.position_bias = self._dense("BLD,DP->BLP", (None, parts), "P", "position_bias")
+        self.output_projection: Optional[tf_keras.layers.Layer] = None
+        if self.config.use_output_projection:
+            self.output_projection = self._dense("BLD,DK->BLK", (None, width), "K", "output_projection")
+        self.attention_dropout = tf_keras.layers.Dropout(self.config.attention_dropout_rate, name="attention_dropout")
+
+    def _dense(self, equation, output_shape, bias_axes, name):
+        initializer = tf_keras.initializers.TruncatedNormal(stddev=self.config.initializer_range)
+        return tf_keras.layers.EinsumDense(
+            equation, output_shape, bias_axes=bias_axes, kernel_initializer=initializer, name=name
+        )
+
+    def call(self, x, mask, partition):
+        x = tf.cast(x, self.compute_dtype)
+        query_input = x[:, : tf.shape(mask)[1]]
+        scores = attention_scores(self.query(query_input), x, self.position_bias(query_input), partition)
+        attention = attention_map(scores, mask, self.config.attention_activation, self.config.normalizer)
+        dropped = self.attention_dropout(tf.cast(attention, self.compute_dtype))
+        y = part_values(dropped, partition, self.value(x))
+        if self.output_projection is not None:
+            y = self.output_projection(y)
+        return y, attention
+
+    def get_config(self):
+        return {**super().get_config(), "config": self.config.as_dict()}
+
+
+def as_config(config) -> ShatterConfig:
+    """Returns `config`, a ShatterConfig or the dict of one, checked; raises ValueError with every problem in it."""
+    config = config if isinstance(config, ShatterConfig) else ShatterConfig(**config)
+    if config.problems():
+        raise ValueError("; ".join(config.problems()))
+    return config

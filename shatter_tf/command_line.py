@@ -1,0 +1,52 @@
+"""What every command shares: one clear line for a user's mistake, and quiet libraries."""
+
+import difflib
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterable
+
+
+class UserError(Exception):
+    """Something the user can mend. Its text says what, where and how; commands print it and exit with 2."""
+
+
+def run(command: Callable[[list[str]], None]) -> None:
+    """Runs `command(sys.argv[1:])`; a UserError becomes one line on stderr and exit code 2."""
+    quieten_libraries()
+    try:
+        command(sys.argv[1:])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:
+        # The reader of our output (`head`, say) has left; that is not an error.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def quieten_libraries() -> None:
+    """Keeps the libraries' notices off stderr; must run before TensorFlow is imported. Their errors still show."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    warnings.filterwarnings("ignore")
+
+
+def quieten_logging() -> None:
+    """Lets only errors of absl, TensorFlow and Model Garden through; call after importing TensorFlow."""
+    from absl import logging
+
+    logging.set_verbosity(logging.ERROR)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Returns " (did you mean a, b?)" for the known names nearest to `name`, or the empty string.
+
+    Example:
+    >>> nearest("shatter/pretrian", ["shatter/pretrain", "shatter/classify"])
+    ' (did you mean shatter/pretrain?)'
+    """
+    matches = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
+    return f" (did you mean {', '.join(matches)}?)" if matches else ""

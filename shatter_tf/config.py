@@ -1,0 +1,94 @@
+"""ShatterConfig: the only declaration of every knob of the encoder."""
+
+import dataclasses
+from typing import Optional
+
+from official.modeling import hyperparams
+
+PARTITIONS = ("linear", "bernstein")
+SQUASHINGS = ("log", "rational")
+ACTIVATIONS = ("sigmoid", "softmax")
+NORMALIZERS = ("none", "row_sum", "unit_length")
+
+
+@dataclasses.dataclass
+class ShatterConfig(hyperparams.Config):
+    """Sizes and choices of a Shatter encoder (Tian, Maynez, Parikh 2021, arXiv 2108.13032).
+
+    Attributes:
+      vocab_size: wordpieces in the vocabulary.
+      hidden_size: model width D.
+      num_layers: encoder blocks.
+      num_parts: parts P of the relative positions; must divide `hidden_size`.
+      intermediate_size: width of the feed-forward layer.
+      hidden_activation: activation of the feed-forward layer.
+      type_vocab_size: kinds of segment (`input_type_ids`).
+      max_sequence_length: longest input in tokens; longer ones are refused.
+      partition: family of the partition of unity: "linear" (piecewise-linear hats) or "bernstein" (polynomials).
+      squashing: t(r), which maps relative positions to [0, 1]: "log" or "rational".
+      squashing_scale: relative position, in tokens, where "log" reaches the ends of [0, 1], or where "rational" is
+        half-way there. Parts lie best when it is the longest length trained ("log") or about 2 ("rational").
+      attention_activation: "sigmoid" (the paper's) or "softmax".
+      normalizer: what a row of the attention map is divided by: "none", "row_sum" or "unit_length" (the root of its
+        sum of squares).
+      use_output_projection: whether the concatenated parts pass through Wo.
+      norm_first: layer normalisation before (True) or after (False) each sub-layer.
+      use_pooler: whether `pooled_output` is a learnt projection of the first token, or that token's vector itself.
+      dropout_rate: dropout of embeddings and sub-layer outputs.
+      attention_dropout_rate: dropout of the one attention map.
+      initializer_range: standard deviation of the truncated normal initialiser.
+      output_range: compute only the first `output_range` positions of the last block; None computes all.
+      return_attention_scores: also return each layer's attention map.
+
+    Example:
+    >>> ShatterConfig(hidden_size=256, num_parts=8).problems()
+    []
+    >>> ShatterConfig(hidden_size=256, num_parts=7).problems()
+    ['hidden_size=256 is not divisible by num_parts=7']
+    """
+
+    vocab_size: int = 30522
+    hidden_size: int = 768
+    num_layers: int = 12
+    num_parts: int = 12
+    intermediate_size: int = 3072
+    hidden_activation: str = "gelu"
+    type_vocab_size: int = 2
+    max_sequence_length: int = 512
+    partition: str = "linear"
+    squashing: str = "log"
+    squashing_scale: float = 512.0
+    attention_activation: str = "sigmoid"
+    normalizer: str = "unit_length"
+    use_output_projection: bool = False
+    norm_first: bool = True
+    use_pooler: bool = False
+    dropout_rate: float = 0.1
+    attention_dropout_rate: float = 0.1
+    initializer_range: float = 0.02
+    output_range: Optional[int] = None
+    return_attention_scores: bool = False
+
+    def problems(self) -> list[str]:
+        """Returns one line for each value that no encoder can be built with; none when all is well."""
+        found = []
+        sizes = ("vocab_size", "hidden_size", "num_layers", "num_parts", "intermediate_size", "type_vocab_size")
+        for name in (*sizes, "max_sequence_length", "squashing_scale"):
+            if getattr(self, name) <= 0:
+                found.append(f"{name}={getattr(self, name)} is not positive")
+        if self.num_parts > 0 and self.hidden_size % self.num_parts:
+            found.append(f"hidden_size={self.hidden_size} is not divisible by num_parts={self.num_parts}")
+        for name, allowed in (
+            ("partition", PARTITIONS),
+            ("squashing", SQUASHINGS),
+            ("attention_activation", ACTIVATIONS),
+            ("normalizer", NORMALIZERS),
+        ):
+            if getattr(self, name) not in allowed:
+                found.append(f"{name}={getattr(self, name)!r} is not one of {', '.join(allowed)}")
+        for name in ("dropout_rate", "attention_dropout_rate"):
+            if not 0 <= getattr(self, name) < 1:
+                found.append(f"{name}={getattr(self, name)} is not in [0, 1)")
+        if self.output_range is not None and self.output_range <= 0:
+            found.append(f"output_range={self.output_range} is not positive")
+        return found

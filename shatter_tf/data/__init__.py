@@ -1,0 +1,1 @@
+"""Text in, batches out: reading, tokenising, sharding, and the two loaders."""

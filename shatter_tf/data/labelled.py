@@ -1,0 +1,232 @@
+"""Labelled text from TSV, CSV or JSONL files, or from TensorFlow Datasets, as classification batches.
+
+Rows are text<TAB>label or text_a<TAB>text_b<TAB>label (in CSV the same columns; in JSONL the keys text, or text_a and
+text_b, and label). Row g of training, counting from 0 over all epochs, is place g % N of epoch g // N's permutation,
+which is keyed by (seed, epoch): what a step sees is a pure function of (data, seed, step).
+"""
+
+import csv
+import dataclasses
+import json
+import os
+from collections.abc import Iterator
+from typing import Optional
+
+import numpy as np
+import tensorflow as tf
+from official.core import config_definitions as cfg
+from official.nlp.data import data_loader_factory
+
+from shatter_tf.command_line import UserError, nearest
+from shatter_tf.data.text import read_lines
+from shatter_tf.data.tokenizer import Tokenizer, read_vocabulary
+
+EXTENSIONS = (".tsv", ".csv", ".jsonl")
+
+
+@dataclasses.dataclass
+class LabelledDataConfig(cfg.DataConfig):
+    """Labelled texts as classification batches.
+
+    Attributes:
+      input_path: a .tsv, .csv or .jsonl file; or empty, with `tfds_name` (and `tfds_split`, `tfds_data_dir`) set.
+      is_training: rows shuffled, for ever; or in order, once.
+      seq_length: longest input in tokens; longer texts are cut.
+      vocab_file: the vocabulary the encoder was pretrained with.
+      lower_case: whether that vocabulary is uncased.
+      labels: label names in the order of their ids; empty takes them, sorted, from the training rows.
+      text_fields: features of a TFDS dataset that hold the text, or the two texts of a pair; empty takes all strings.
+      label_field: feature of a TFDS dataset that holds the label.
+      seed: of the order.
+    """
+
+    seq_length: int = 128
+    vocab_file: str = ""
+    lower_case: bool = True
+    labels: list[str] = dataclasses.field(default_factory=list)
+    text_fields: list[str] = dataclasses.field(default_factory=list)
+    label_field: str = "label"
+    seed: int = 0
+
+
+@dataclasses.dataclass
+class Row:
+    """One labelled text; `where` says where it stands, for messages."""
+
+    texts: tuple[str, ...]
+    label: str
+    where: str
+
+
+def find_file(data_dir: str, split: str) -> str:
+    """Returns the one labelled file of a split ("train" or "dev") in `data_dir`; raises UserError."""
+    candidates = [os.path.join(data_dir, split + extension) for extension in EXTENSIONS]
+    found = [path for path in candidates if tf.io.gfile.exists(path)]
+    if len(found) != 1:
+        problem = f"both {found[0]} and {found[1]} exist" if found else f"no {split}.tsv, .csv or .jsonl"
+        raise UserError(f"--data_dir={data_dir}: {problem}")
+    return found[0]
+
+
+def read_rows(path: str) -> list[Row]:
+    """Returns the rows of a file.
+
+    Raises:
+      UserError: with file and line, for a row with another number of columns than the first, an empty text or a missing
+        label; and for a file that is missing, empty or not UTF-8.
+    """
+    if not tf.io.gfile.exists(path):
+        raise UserError(f"{path}: no such file")
+    extension = os.path.splitext(path)[1]
+    if extension not in EXTENSIONS:
+        raise UserError(f"{path}: the name must end in {', '.join(EXTENSIONS)}")
+    reader = {".tsv": _read_tsv, ".csv": _read_csv, ".jsonl": _read_jsonl}[extension]
+    rows, columns = [], 0
+    for line, fields in reader(path):
+        where = f"{path}:{line}"
+        fields = tuple(field.strip() for field in fields)
+        columns = columns or len(fields)
+        if len(fields) not in (2, 3):
+            raise UserError(f"{where}: {len(fields)} column(s); expected text, label or text_a, text_b, label")
+        if len(fields) != columns:
+            raise UserError(f"{where}: {len(fields)} columns, but the first row has {columns}")
+        if not fields[-1]:
+            raise UserError(f"{where}: the label is empty")
+        if not all(fields[:-1]):
+            raise UserError(f"{where}: the text is empty")
+        rows.append(Row(fields[:-1], fields[-1], where))
+    if not rows:
+        raise UserError(f"{path}: the file has no rows")
+    return rows
+
+
+def _read_tsv(path: str) -> Iterator[tuple[int, list[str]]]:
+    for number, line in enumerate(read_lines(path), 1):
+        if line.strip():
+            yield number, line.split("\t")
+
+
+def _read_csv(path: str) -> Iterator[tuple[int, list[str]]]:
+    reader = csv.reader((line + "\n" for line in read_lines(path)), strict=True)
+    try:
+        for fields in reader:
+            is_header = reader.line_num == 1 and fields in (["text", "label"], ["text_a", "text_b", "label"])
+            if fields and not is_header:
+                yield reader.line_num, fields
+    except csv.Error as error:
+        raise UserError(f"{path}:{reader.line_num}: {error}") from error
+
+
+def _read_jsonl(path: str) -> Iterator[tuple[int, list[str]]]:
+    for number, line in enumerate(read_lines(path), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{path}:{number}: not JSON ({error})") from error
+        keys = ("text_a", "text_b", "label") if isinstance(row, dict) and "text_a" in row else ("text", "label")
+        missing = [key for key in keys if not isinstance(row, dict) or row.get(key) is None]
+        if missing:
+            raise UserError(f"{path}:{number}: no {' and no '.join(missing)}")
+        yield number, [str(row[key]) for key in keys]
+
+
+def read_tfds(params: LabelledDataConfig) -> list[Row]:
+    """Returns the rows of a TensorFlow Datasets split; label numbers become the dataset's label names."""
+    import tensorflow_datasets as tfds
+
+    source = f"tfds_name={params.tfds_name}"
+    try:
+        dataset, info = tfds.load(
+            params.tfds_name, split=params.tfds_split, data_dir=params.tfds_data_dir or None, with_info=True
+        )
+    except Exception as error:  # TFDS raises whatever its builders and its network do
+        raise UserError(f"{source}, tfds_split={params.tfds_split}: {str(error).strip().splitlines()[0]}") from error
+    strings = [name for name, feature in info.features.items() if feature.dtype in (tf.string, np.str_, str, object)]
+    text_fields = list(params.text_fields) or [name for name in strings if name != params.label_field]
+    for name in (*text_fields, params.label_field):
+        if name not in info.features:
+            raise UserError(f"{source}: no feature {name!r}{nearest(name, info.features)}")
+    if len(text_fields) not in (1, 2):
+        raise UserError(f"{source}: {len(text_fields)} text features ({', '.join(text_fields)}); set text_fields")
+    names = getattr(info.features[params.label_field], "names", None)
+    rows = []
+    for i, example in enumerate(tfds.as_numpy(dataset)):
+        label = example[params.label_field]
+        where = f"{source}, {params.tfds_split}[{i}]"
+        if names and label < 0:
+            raise UserError(f"{where}: the row has no label")
+        text = tuple(example[name].decode("utf-8", "replace") for name in text_fields)
+        label = names[label] if names else label.decode("utf-8", "replace") if isinstance(label, bytes) else str(label)
+        rows.append(Row(text, label, where))
+    return rows
+
+
+def load_rows(params: LabelledDataConfig) -> list[Row]:
+    """Returns the rows that a config names; raises UserError."""
+    if params.tfds_name:
+        return read_tfds(params)
+    if not params.input_path:
+        raise UserError("no labelled text: give --data_dir, or task.train_data.tfds_name")
+    return read_rows(params.input_path)
+
+
+def label_ids(rows: list[Row], labels: list[str]) -> np.ndarray:
+    """Returns the ids of the rows' labels, int32 [rows]; raises UserError at a label that is not in `labels`."""
+    ids = {label: i for i, label in enumerate(labels)}
+    for row in rows:
+        if row.label not in ids:
+            known = ", ".join(labels[:10]) + (", …" if len(labels) > 10 else "")
+            raise UserError(f"{row.where}: the label {row.label!r} is not among the training labels ({known})")
+    return np.array([ids[row.label] for row in rows], np.int32)
+
+
+@data_loader_factory.register_data_loader_cls(LabelledDataConfig)
+class LabelledDataLoader:
+    """Classification batches of labelled text; see the top of this file for their order."""
+
+    def __init__(self, params: LabelledDataConfig):
+        self.params = params
+        rows = load_rows(params)
+        self.label_ids = label_ids(rows, params.labels)
+        self.texts = [np.array([text.encode() for text in column], object) for column in zip(*(r.texts for r in rows), strict=True)]
+        self.tokenizer = Tokenizer(read_vocabulary(params.vocab_file), params.lower_case)
+
+    def load(self, input_context: Optional[tf.distribute.InputContext] = None, start_step: int = 0) -> tf.data.Dataset:
+        """Returns batches from step `start_step` on, of this input pipeline's share of the global batch.
+
+        Each is the encoder's inputs, int32 [B, L], and `label_ids`, int32 [B]. In evaluation the last may be smaller.
+        """
+        params = self.params
+        number = len(self.label_ids)
+        batch_size = params.global_batch_size
+        pipelines = pipeline = None
+        if input_context:
+            pipelines, pipeline = input_context.num_input_pipelines, input_context.input_pipeline_id
+            batch_size = input_context.get_per_replica_batch_size(batch_size)
+
+        def permutation(epoch):
+            seed = tf.random.fold_in(tf.constant([params.seed, 0], tf.int64), epoch)
+            return tf.data.Dataset.from_tensor_slices(
+                tf.random.experimental.stateless_shuffle(tf.range(number, dtype=tf.int64), seed)
+            )
+
+        if params.is_training:
+            epoch, place = divmod(start_step * params.global_batch_size, number)
+            rows = tf.data.Dataset.range(epoch, np.iinfo(np.int64).max).flat_map(permutation).skip(place)
+        else:
+            rows = tf.data.Dataset.range(number)
+        if pipelines is not None:
+            rows = rows.shard(pipelines, pipeline)
+
+        texts = [tf.constant(column) for column in self.texts]
+        labels = tf.constant(self.label_ids)
+
+        def encode(indices):
+            columns = [tf.gather(column, indices) for column in texts]
+            encoded = self.tokenizer.encode(columns[0], columns[1] if len(columns) > 1 else None, params.seq_length)
+            return dict(self.tokenizer.pad(encoded, params.seq_length), label_ids=tf.gather(labels, indices))
+
+        batches = rows.batch(batch_size, drop_remainder=params.is_training)
+        return batches.map(encode, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(tf.data.AUTOTUNE)

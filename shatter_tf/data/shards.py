@@ -1,0 +1,102 @@
+"""Prepared corpora: sharded TFRecords of token ids, with a corpus.json that says what is in them.
+
+One record is one document: a tf.train.Example whose `ids` are [CLS] tokens… [SEP]. Which split and which shard a
+document goes to depends on its text alone, so every shard is a random sample of the corpus and duplicates stay together.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+
+import tensorflow as tf
+
+from shatter_tf.command_line import UserError
+from shatter_tf.data.tokenizer import Tokenizer, read_vocabulary, vocabulary_hash
+
+TRAIN, VALIDATION = "train", "validation"
+CORPUS_FILE, VOCABULARY_FILE = "corpus.json", "vocab.txt"
+
+
+@dataclasses.dataclass
+class Shard:
+    """One TFRecord file: its name, documents, and tokens (special tokens included)."""
+
+    file: str
+    documents: int = 0
+    tokens: int = 0
+
+
+@dataclasses.dataclass
+class Corpus:
+    """What corpus.json holds: enough to check a corpus, and to find any row of it without reading it."""
+
+    vocabulary_size: int
+    vocabulary_sha256: str
+    lower_case: bool
+    unicode_normalization: str
+    seq_length: int
+    unknown_tokens: int
+    sources: list[dict]
+    train: list[Shard]
+    validation: list[Shard]
+
+    def write(self, directory: str) -> None:
+        with tf.io.gfile.GFile(os.path.join(directory, CORPUS_FILE), "w") as f:
+            json.dump(dataclasses.asdict(self), f, indent=1, ensure_ascii=False)
+
+    @classmethod
+    def read(cls, directory: str) -> "Corpus":
+        """Returns the corpus in `directory`, checked against its vocabulary and files; raises UserError."""
+        path = os.path.join(directory, CORPUS_FILE)
+        if not tf.io.gfile.exists(path):
+            raise UserError(f"{path}: no such file; make a corpus with `python -m shatter_tf.prepare`")
+        try:
+            with tf.io.gfile.GFile(path) as f:
+                corpus = cls(**json.load(f))
+            corpus.train = [Shard(**shard) for shard in corpus.train]
+            corpus.validation = [Shard(**shard) for shard in corpus.validation]
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{path}: not a corpus description ({error})") from error
+        for shard in corpus.train + corpus.validation:
+            if os.path.basename(shard.file) != shard.file:
+                raise UserError(f"{path}: {shard.file} is not a plain file name")
+            if not tf.io.gfile.exists(os.path.join(directory, shard.file)):
+                raise UserError(f"{os.path.join(directory, shard.file)}: no such file, but {path} names it")
+        vocabulary_path = os.path.join(directory, VOCABULARY_FILE)
+        if vocabulary_hash(read_vocabulary(vocabulary_path)) != corpus.vocabulary_sha256:
+            raise UserError(f"{vocabulary_path}: not the vocabulary the corpus was prepared with")
+        return corpus
+
+
+def place(document: str, validation_fraction: float, num_shards: int) -> tuple[str, int]:
+    """Returns the split and, for training, the shard number of a document, by a hash of its text.
+
+    Example:
+    >>> place("some text", 0.0, 4) == place("some text", 0.0, 4)
+    True
+    >>> place("some text", 1.0, 4)
+    ('validation', 0)
+    """
+    digest = hashlib.blake2b(document.encode(), digest_size=16).digest()
+    if int.from_bytes(digest[:8], "big") < validation_fraction * 2**64:
+        return VALIDATION, 0
+    return TRAIN, int.from_bytes(digest[8:], "big") % num_shards
+
+
+def encode_documents(documents: list[str], tokenizer: Tokenizer) -> tuple[list[tuple[bytes, int]], int]:
+    """Returns each document's record and its tokens, and how many tokens were unknown; empty documents give b"".
+
+    This is the whole work on a document: whatever runs it, on however many processes, the records are the same.
+    """
+    records, unknown = [], 0
+    for ids in tokenizer.tokenize(tf.constant(documents)).to_list():
+        if not ids:
+            records.append((b"", 0))
+            continue
+        unknown += ids.count(tokenizer.unknown_id)
+        ids = [tokenizer.cls_id, *ids, tokenizer.sep_id]
+        example = tf.train.Example()
+        example.features.feature["ids"].int64_list.value.extend(ids)
+        records.append((example.SerializeToString(), len(ids)))
+    return records, unknown

@@ -1,0 +1,114 @@
+"""Documents out of plain or gzipped text files, in bounded memory."""
+
+import codecs
+import gzip
+import zlib
+from collections.abc import Iterator
+
+import tensorflow as tf
+
+from shatter_tf.command_line import UserError
+
+# Longer documents are cut here, so that one endless line cannot fill the memory.
+MAX_DOCUMENT_CHARACTERS = 1 << 20
+_BLOCK_BYTES = 1 << 20
+LAYOUTS = ("auto", "blank_line", "line")
+
+
+def find_files(patterns: str) -> list[str]:
+    """Returns the sorted files that comma-separated paths or globs name.
+
+    Raises:
+      UserError: when a pattern matches nothing or a file is empty.
+    """
+    files = []
+    for pattern in filter(None, (part.strip() for part in patterns.split(","))):
+        matched = [path for path in tf.io.gfile.glob(pattern) if not tf.io.gfile.isdir(path)]
+        if not matched:
+            raise UserError(f"--input={pattern}: no such file")
+        files += matched
+    for path in files:
+        if tf.io.gfile.stat(path).length == 0:
+            raise UserError(f"{path}: the file is empty")
+    if not files:
+        raise UserError("--input names no file")
+    return sorted(set(files))
+
+
+def _blocks(path: str) -> Iterator[bytes]:
+    with tf.io.gfile.GFile(path, "rb") as raw:
+        stream = gzip.GzipFile(fileobj=raw) if path.endswith(".gz") else raw
+        try:
+            while block := stream.read(_BLOCK_BYTES):
+                yield block
+        except (OSError, EOFError, zlib.error) as error:
+            raise UserError(f"{path}: cannot be read as gzip ({error})") from error
+
+
+def read_lines(path: str, errors: str = "strict") -> Iterator[str]:
+    """Yields the lines of a UTF-8 file (gzipped when its name ends in .gz) without their ends.
+
+    Args:
+      path: anything tf.io.gfile opens.
+      errors: "strict" refuses invalid UTF-8; "replace" puts U+FFFD in its place.
+
+    Raises:
+      UserError: for invalid UTF-8 under "strict", with the byte position.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8-sig")(errors)
+    position, rest = 0, ""
+    blocks = _blocks(path)
+    while True:
+        block = next(blocks, b"")
+        pending = len(decoder.getstate()[0])
+        try:
+            rest += decoder.decode(block, final=not block)
+        except UnicodeDecodeError as error:
+            where = position - pending + error.start
+            raise UserError(
+                f"{path}: invalid UTF-8 at byte {where}; convert the file, or go on with --errors=replace"
+            ) from error
+        position += len(block)
+        *lines, rest = rest.split("\n")
+        for line in lines:
+            yield line.removesuffix("\r")
+        while len(rest) > MAX_DOCUMENT_CHARACTERS:
+            cut = rest.rfind(" ", 1, MAX_DOCUMENT_CHARACTERS) + 1 or MAX_DOCUMENT_CHARACTERS
+            yield rest[:cut]
+            rest = rest[cut:]
+        if not block:
+            if rest:
+                yield rest
+            return
+
+
+def detect_layout(path: str) -> str:
+    """Returns "blank_line" when a blank line stands between text in the file's first megabyte, else "line".
+
+    "blank_line": one paragraph a line, blank lines between documents. "line": one document a line.
+    """
+    sample = next(_blocks(path), b"").replace(b"\r\n", b"\n").strip(b"\n")
+    return "blank_line" if b"\n\n" in sample else "line"
+
+
+def read_documents(path: str, layout: str = "auto", errors: str = "strict") -> Iterator[str]:
+    """Yields the documents of one file; a document's paragraphs are separated by newlines.
+
+    Args:
+      path: a text file, possibly gzipped.
+      layout: "blank_line", "line", or "auto" to look at the file.
+      errors: as for `read_lines`.
+    """
+    if layout == "auto":
+        layout = detect_layout(path)
+    document, size = [], 0
+    for line in read_lines(path, errors):
+        line = line.strip()
+        if line:
+            document.append(line)
+            size += len(line)
+        if document and (not line or layout == "line" or size > MAX_DOCUMENT_CHARACTERS):
+            yield "\n".join(document)
+            document, size = [], 0
+    if document:
+        yield "\n".join(document)

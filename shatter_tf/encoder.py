@@ -1,0 +1,191 @@
+"""The Shatter encoder: a drop-in for Model Garden's BertEncoderV2, bound to ShatterConfig.
+
+    post-norm:  h <- LN(h + attention(h));      h <- LN(h + feed_forward(h))
+    pre-norm:   h <- h + attention(LN(h));      h <- h + feed_forward(LN(h));      LN after the last block
+"""
+
+import tensorflow as tf
+import tf_keras
+from official.modeling import hyperparams, tf_utils
+from official.nlp.modeling import layers
+
+from shatter_tf.attention import ShatterAttention, as_config, same_document_mask
+from shatter_tf.config import ShatterConfig
+from shatter_tf.partition import position_partition
+
+
+def _layer_norm(name: str) -> tf_keras.layers.Layer:
+    # Every norm has "layer_norm" in its name: that is what keeps it out of weight decay.
+    return tf_keras.layers.LayerNormalization(epsilon=1e-12, dtype=tf.float32, name=name)
+
+
+@tf_keras.utils.register_keras_serializable(package="shatter_tf")
+class ShatterEncoderBlock(tf_keras.layers.Layer):
+    """Attention and feed-forward with residuals and layer normalisation, before or after each.
+
+    Inputs, called as `block(h, mask, partition)`:
+      h: [B, M, D].
+      mask: bool [B, L, M]; L < M computes the first L positions alone.
+      partition: float32 [P, L, M].
+
+    Returns:
+      ([B, L, D] in the compute dtype, the attention map as float32 [B, L, M]).
+
+    Example:
+    >>> config = ShatterConfig(hidden_size=8, num_parts=2, intermediate_size=16)
+    >>> h, mask = tf.random.normal([1, 5, 8]), same_document_mask(tf.ones([1, 5], tf.int32))
+    >>> h, _ = ShatterEncoderBlock(config)(h, mask, position_partition(config, 5))
+    >>> h.shape
+    TensorShape([1, 5, 8])
+    """
+
+    def __init__(self, config: ShatterConfig, **kwargs):
+        super().__init__(autocast=False, **kwargs)
+        self.config = config = as_config(config)
+        initializer = tf_keras.initializers.TruncatedNormal(stddev=config.initializer_range)
+        self.attention = ShatterAttention(config, name="attention")
+        self.attention_layer_norm = _layer_norm("attention_layer_norm")
+        self.intermediate = tf_keras.layers.Dense(
+            config.intermediate_size,
+            activation=tf_utils.get_activation(config.hidden_activation),
+            kernel_initializer=initializer,
+            name="intermediate",
+        )
+        self.output_dense = tf_keras.layers.Dense(
+            config.hidden_size, kernel_initializer=tf_utils.clone_initializer(initializer), name="output"
+        )
+        self.output_layer_norm = _layer_norm("output_layer_norm")
+        self.dropout = tf_keras.layers.Dropout(config.dropout_rate)
+
+    def call(self, h, mask, partition):
+        h = tf.cast(h, self.compute_dtype)
+        norm_first = self.config.norm_first
+
+        y, attention = self.attention(self.attention_layer_norm(h) if norm_first else h, mask, partition)
+        h = h[:, : tf.shape(mask)[1]] + self.dropout(y)
+        if not norm_first:
+            h = tf.cast(self.attention_layer_norm(h), self.compute_dtype)
+
+        y = self.output_dense(self.intermediate(self.output_layer_norm(h) if norm_first else h))
+        h = h + self.dropout(y)
+        if not norm_first:
+            h = tf.cast(self.output_layer_norm(h), self.compute_dtype)
+        return h, attention
+
+    def get_config(self):
+        return {**super().get_config(), "config": self.config.as_dict()}
+
+
+@hyperparams.bind(ShatterConfig)
+@tf_keras.utils.register_keras_serializable(package="shatter_tf")
+class ShatterEncoder(tf_keras.layers.Layer):
+    """Token ids to contextual vectors: embeddings without positions, then blocks that share one partition.
+
+    It keeps BertEncoderV2's contract, so that Model Garden's tasks take it through
+    `EncoderConfig(type="any", any=ShatterConfig(...))`.
+
+    Inputs, a dict of int32 [B, L]:
+      input_word_ids: wordpiece ids.
+      input_mask: 1 for tokens and 0 for padding, or pack numbers 1, 2, 3, … for documents packed into one row;
+        tokens attend only within their own number, and padding has exactly no influence.
+      input_type_ids: segment numbers; optional, zeros when absent.
+
+    Returns a dict:
+      sequence_output: [B, L, D].
+      pooled_output: [B, D], from the first token; learnt only when `config.use_pooler`.
+      encoder_outputs: a list of [B, L, D], one for each block.
+      attention_scores: a list of float32 [B, 1, L, L], one for each block, when `config.return_attention_scores`.
+
+    Raises:
+      ValueError: for impossible configs, and for inputs longer than `config.max_sequence_length`.
+
+    Example:
+    >>> encoder = ShatterEncoder(
+    ...     ShatterConfig(vocab_size=100, hidden_size=8, num_layers=1, num_parts=2, intermediate_size=16)
+    ... )
+    >>> ids = tf.constant([[2, 17, 42, 3]])
+    >>> encoder(dict(input_word_ids=ids, input_mask=tf.ones_like(ids)))["sequence_output"].shape
+    TensorShape([1, 4, 8])
+    """
+
+    def __init__(self, config: ShatterConfig, **kwargs):
+        super().__init__(autocast=False, **kwargs)
+        self.config = config = as_config(config)
+        initializer = tf_keras.initializers.TruncatedNormal(stddev=config.initializer_range)
+        self.word_embeddings = layers.OnDeviceEmbedding(
+            config.vocab_size, config.hidden_size, initializer=initializer, name="word_embeddings"
+        )
+        self.type_embeddings = layers.OnDeviceEmbedding(
+            config.type_vocab_size,
+            config.hidden_size,
+            initializer=tf_utils.clone_initializer(initializer),
+            use_one_hot=True,
+            name="type_embeddings",
+        )
+        self.embeddings_layer_norm = _layer_norm("embeddings_layer_norm")
+        self.embeddings_dropout = tf_keras.layers.Dropout(config.dropout_rate)
+        self.blocks = [ShatterEncoderBlock(config, name=f"block_{i}") for i in range(config.num_layers)]
+        self.final_layer_norm = _layer_norm("final_layer_norm") if config.norm_first else None
+        self.pooler = None
+        if config.use_pooler:
+            self.pooler = tf_keras.layers.Dense(
+                config.hidden_size,
+                activation="tanh",
+                kernel_initializer=tf_utils.clone_initializer(initializer),
+                name="pooler",
+            )
+        self.inputs = {
+            name: tf_keras.Input((None,), dtype=tf.int32, name=name)
+            for name in ("input_word_ids", "input_mask", "input_type_ids")
+        }
+
+    def call(self, inputs):
+        word_ids = inputs["input_word_ids"]
+        if word_ids.shape[1] is not None and word_ids.shape[1] > self.config.max_sequence_length:
+            raise ValueError(
+                f"the input is {word_ids.shape[1]} tokens long, but the encoder takes at most "
+                f"max_sequence_length={self.config.max_sequence_length}"
+            )
+        length = word_ids.shape[1] or tf.shape(word_ids)[1]
+
+        h = self.word_embeddings(word_ids)
+        if inputs.get("input_type_ids") is not None:
+            h += self.type_embeddings(inputs["input_type_ids"])
+        else:
+            h += self.type_embeddings(tf.zeros_like(word_ids))
+        h = self.embeddings_dropout(tf.cast(self.embeddings_layer_norm(h), self.compute_dtype))
+
+        mask = same_document_mask(inputs["input_mask"])
+        partition = position_partition(self.config, length)
+        outputs, attention_scores = [], []
+        for i, block in enumerate(self.blocks):
+            if i == len(self.blocks) - 1 and self.config.output_range is not None:
+                mask = mask[:, : self.config.output_range]
+                partition = partition[:, : self.config.output_range]
+            h, attention = block(h, mask, partition)
+            outputs.append(h)
+            attention_scores.append(attention[:, tf.newaxis])
+        if self.final_layer_norm is not None:
+            h = tf.cast(self.final_layer_norm(h), self.compute_dtype)
+            outputs[-1] = h
+
+        first_token = h[:, 0]
+        result = dict(
+            sequence_output=h,
+            pooled_output=first_token if self.pooler is None else self.pooler(first_token),
+            encoder_outputs=outputs,
+        )
+        if self.config.return_attention_scores:
+            result["attention_scores"] = attention_scores
+        return result
+
+    def get_embedding_table(self) -> tf.Variable:
+        """Returns the word embeddings, float32 [vocab_size, D]; the masked-LM head shares them."""
+        return self.word_embeddings.embeddings
+
+    def get_embedding_layer(self) -> tf_keras.layers.Layer:
+        """Returns the layer of the word embeddings."""
+        return self.word_embeddings
+
+    def get_config(self):
+        return {**super().get_config(), "config": self.config.as_dict()}

@@ -1,0 +1,111 @@
+"""Soft partitions of relative positions: f_p(r) >= 0 with sum_p f_p(r) = 1 (Shatter, arXiv 2108.13032).
+
+A partition is a function of t(r) in [0, 1], a monotone squashing of the relative position r = j - i that resolves near
+positions finely and far ones coarsely. Everything here is float32: bfloat16 cannot tell positions 256 and 257 apart.
+"""
+
+import math
+
+import tensorflow as tf
+
+from shatter_tf.config import ShatterConfig
+
+
+def squash(r: tf.Tensor, config: ShatterConfig) -> tf.Tensor:
+    """Maps relative positions to [0, 1], monotonically, with t(-r) = 1 - t(r).
+
+        log:       t(r) = (1 + sign(r) log(1 + |r|) / log(1 + scale)) / 2, clipped
+        rational:  t(r) = (1 + r / (|r| + scale)) / 2
+
+    Args:
+      r: relative positions j - i in tokens, any shape, any real dtype.
+      config: supplies `squashing` and `squashing_scale`.
+
+    Returns:
+      t, float32, the shape of `r`.
+
+    Source: ours; the ladder of measurements behind it is in docs/design.md.
+    """
+    r = tf.cast(r, tf.float32)
+    scale = config.squashing_scale
+    if config.squashing == "log":
+        signed = tf.sign(r) * tf.math.log1p(tf.abs(r)) / math.log1p(scale)
+    else:
+        signed = r / (tf.abs(r) + scale)
+    return tf.clip_by_value(0.5 * (1.0 + signed), 0.0, 1.0)
+
+
+def linear(t: tf.Tensor, num_parts: int) -> tf.Tensor:
+    """Piecewise-linear hats on P equidistant knots: f_p(t) = max(0, 1 - |t (P - 1) - p|). Source: ours.
+
+    Args:
+      t: squashed positions in [0, 1], float32, shape S.
+      num_parts: P.
+
+    Returns:
+      float32 [P, *S]; at most two parts are non-zero at any t.
+
+    Example:
+    >>> linear(tf.constant([0.0, 0.25, 1.0]), 3).numpy().tolist()
+    [[1.0, 0.5, 0.0], [0.0, 0.5, 0.0], [0.0, 0.0, 1.0]]
+    """
+    knots = tf.reshape(tf.range(num_parts, dtype=tf.float32), [num_parts] + [1] * t.shape.rank)
+    return tf.nn.relu(1.0 - tf.abs(t * (num_parts - 1.0) - knots))
+
+
+def bernstein(t: tf.Tensor, num_parts: int) -> tf.Tensor:
+    """Bernstein polynomials of degree P - 1: f_p(t) = C(P-1, p) t^p (1 - t)^(P-1-p).
+
+    The paper partitions by polynomials of the relative position; these are the natural ones that are non-negative and
+    sum to one.
+
+    Args:
+      t: squashed positions in [0, 1], float32, shape S.
+      num_parts: P.
+
+    Returns:
+      float32 [P, *S].
+
+    Example:
+    >>> bernstein(tf.constant([0.0, 0.5]), 3).numpy().tolist()
+    [[1.0, 0.25], [0.0, 0.5], [0.0, 0.25]]
+    """
+    degree = num_parts - 1
+    return tf.stack([math.comb(degree, p) * t**p * (1.0 - t) ** (degree - p) for p in range(num_parts)])
+
+
+FAMILIES = {"linear": linear, "bernstein": bernstein}
+
+
+def partition_table(config: ShatterConfig, length) -> tf.Tensor:
+    """Returns f_p(r) for every relative position of a sequence, float32 [P, 2 L - 1]; column c is r = c - (L - 1).
+
+    Args:
+      config: supplies the family, the squashing and P.
+      length: L, an int or an int32 scalar tensor.
+
+    Example:
+    >>> config = ShatterConfig(hidden_size=8, num_parts=4)
+    >>> table = partition_table(config, 100)
+    >>> table.shape
+    TensorShape([4, 199])
+    >>> float(tf.reduce_max(tf.abs(tf.reduce_sum(table, axis=0) - 1.0))) < 1e-6
+    True
+    """
+    relative = tf.range(1 - length, length)
+    return FAMILIES[config.partition](squash(relative, config), config.num_parts)
+
+
+def position_partition(config: ShatterConfig, length) -> tf.Tensor:
+    """Returns f_p(j - i) for every query i and key j, float32 [P, L, L].
+
+    It is spread from the [P, 2 L - 1] table when the graph runs, so that no quadratic constant is stored in it, and
+    depends on the length alone: an encoder computes it once per forward pass and hands it to every layer.
+
+    Args:
+      config: supplies the family, the squashing and P.
+      length: L, an int or an int32 scalar tensor.
+    """
+    positions = tf.range(length)
+    relative = positions[tf.newaxis, :] - positions[:, tf.newaxis]
+    return tf.gather(partition_table(config, length), relative + (length - 1), axis=1)

@@ -1,0 +1,131 @@
+"""Model Garden's tasks, with what they lack: losses that are exact, restores that are strict, data that resumes."""
+
+import dataclasses
+from typing import Optional
+
+import tensorflow as tf
+import tf_keras
+from official.core import task_factory
+from official.nlp.configs import bert, encoders
+from official.nlp.data import data_loader_factory
+from official.nlp.modeling import layers
+from official.nlp.tasks import masked_lm, sentence_prediction
+
+from shatter_tf import encoder as _  # noqa: F401  binds ShatterEncoder to ShatterConfig
+from shatter_tf.attention import same_document_mask
+from shatter_tf.checkpoints import restore_pretrained
+from shatter_tf.config import ShatterConfig
+from shatter_tf.data.labelled import LabelledDataConfig
+from shatter_tf.data.pretraining import PretrainDataConfig
+
+
+def shatter_encoder_config() -> encoders.EncoderConfig:
+    return encoders.EncoderConfig(type="any", any=ShatterConfig())
+
+
+@dataclasses.dataclass
+class PretrainConfig(masked_lm.MaskedLMConfig):
+    """Masked-LM pretraining, without next-sentence prediction."""
+
+    model: bert.PretrainerConfig = dataclasses.field(
+        default_factory=lambda: bert.PretrainerConfig(encoder=shatter_encoder_config(), cls_heads=[])
+    )
+    scale_loss: bool = True  # otherwise gradients grow with the number of replicas
+    train_data: PretrainDataConfig = dataclasses.field(default_factory=lambda: PretrainDataConfig(is_training=True))
+    validation_data: PretrainDataConfig = dataclasses.field(
+        default_factory=lambda: PretrainDataConfig(is_training=False)
+    )
+
+
+@dataclasses.dataclass
+class ClassifyConfig(sentence_prediction.SentencePredictionConfig):
+    """Classification of texts or pairs of texts."""
+
+    model: sentence_prediction.ModelConfig = dataclasses.field(
+        default_factory=lambda: sentence_prediction.ModelConfig(encoder=shatter_encoder_config())
+    )
+    train_data: LabelledDataConfig = dataclasses.field(default_factory=lambda: LabelledDataConfig(is_training=True))
+    validation_data: LabelledDataConfig = dataclasses.field(
+        default_factory=lambda: LabelledDataConfig(is_training=False, drop_remainder=False)
+    )
+
+
+class _SameDocumentMask(layers.SelfAttentionMask):
+    """Model Garden's self-attention mask, made to understand pack numbers, so that BERT sees what Shatter sees."""
+
+    def call(self, inputs, to_mask=None):
+        return tf.cast(same_document_mask(to_mask), inputs.dtype)
+
+
+def _freeze_unused_pooler(encoder: tf_keras.layers.Layer) -> None:
+    # BertEncoderV2 always builds one; unused, it would get no gradients and a warning at every start.
+    if getattr(encoder, "pooler_layer", None) is not None:
+        encoder.pooler_layer.trainable = False
+
+
+class _ResumableData:
+    """Loads data from `start_step` on; the driver sets it to the step of the checkpoint it resumes from."""
+
+    start_step = 0
+
+    def build_inputs(self, params, input_context: Optional[tf.distribute.InputContext] = None):
+        loader = data_loader_factory.get_data_loader(params)
+        return loader.load(input_context, self.start_step if params.is_training else 0)
+
+
+@task_factory.register_task_cls(PretrainConfig)
+class PretrainTask(_ResumableData, masked_lm.MaskedLMTask):
+    """Masked-LM pretraining of Shatter, or of Model Garden's BERT on the same packed rows."""
+
+    def _build_encoder(self, encoder_cfg):
+        encoder = super()._build_encoder(encoder_cfg)
+        if encoder_cfg.type == "bert_v2":
+            encoder._attention_mask_layer = _SameDocumentMask(name="self_attention_mask")
+            if not self.task_config.model.cls_heads:
+                _freeze_unused_pooler(encoder)
+        elif encoder_cfg.type != "any":
+            raise ValueError(f"encoder.type={encoder_cfg.type} cannot keep packed documents apart; use any or bert")
+        return encoder
+
+    def build_model(self, params=None):
+        model = super().build_model(params)
+        model(model.inputs)  # builds the masked-LM head, so that a checkpoint can be compared with it
+        return model
+
+    def build_losses(self, labels, model_outputs, metrics, aux_losses=None):
+        # As Model Garden's, but the mean loss it reports is over predictions: its mean over batches would count the
+        # last, partly empty batch of an evaluation as much as a full one.
+        losses = tf_keras.losses.sparse_categorical_crossentropy(
+            labels["masked_lm_ids"], tf.cast(model_outputs["mlm_logits"], tf.float32), from_logits=True
+        )
+        weights = labels["masked_lm_weights"]
+        for metric in metrics:
+            if metric.name == "lm_example_loss":
+                metric.update_state(losses, sample_weight=weights)
+        loss = tf.math.divide_no_nan(tf.reduce_sum(losses * weights), tf.reduce_sum(weights))
+        return tf.add_n([loss, *(aux_losses or [])])
+
+    def initialize(self, model):
+        if self.task_config.init_checkpoint:
+            items = dict(encoder=model.encoder_network, masked_lm=model.masked_lm)
+            restore_pretrained(items, self.task_config.init_checkpoint, model)
+
+
+@task_factory.register_task_cls(ClassifyConfig)
+class ClassifyTask(_ResumableData, sentence_prediction.SentencePredictionTask):
+    """Classification with a head of Model Garden's on the first token."""
+
+    def __init__(self, params, logging_dir=None, name=None):
+        super().__init__(params, logging_dir, name=name)
+        self.label_field = "label_ids"  # the base class would take the data config's, which names a TFDS feature
+
+    def build_model(self):
+        model = super().build_model()
+        if not self.task_config.model.use_encoder_pooler:
+            _freeze_unused_pooler(model.checkpoint_items["encoder"])
+        return model
+
+    def initialize(self, model):
+        if self.task_config.init_checkpoint:
+            items = dict(encoder=model.checkpoint_items["encoder"])
+            restore_pretrained(items, self.task_config.init_checkpoint, model)
