@@ -55,7 +55,7 @@ def restore_pretrained(items: dict[str, tf_keras.layers.Layer], init_checkpoint:
     """
     is_dir = tf.io.gfile.isdir(init_checkpoint)
     checkpoint = latest_checkpoint(init_checkpoint) if is_dir else init_checkpoint
-    if not checkpoint or not tf.train.checkpoint_exists(checkpoint):
+    if not checkpoint or not tf.io.gfile.exists(checkpoint + ".index"):
         raise UserError(f"--init_checkpoint={init_checkpoint}: no checkpoint there")
     stored = _variables(checkpoint)
     restored, names = [], []

@@ -1,10 +1,14 @@
 """What every command shares: one clear line for a user's mistake, and quiet libraries."""
 
+import ctypes
 import difflib
 import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable
+
+_ABSL_ERROR = 2
+_LIBRARY_SUFFIX = ".2.dylib" if sys.platform == "darwin" else ".so.2"
 
 
 class UserError(Exception):
@@ -36,9 +40,15 @@ def quieten_libraries() -> None:
 
 def quieten_logging() -> None:
     """Lets only errors of absl, TensorFlow and Model Garden through; call after importing TensorFlow."""
+    import tensorflow as tf
     from absl import logging
 
     logging.set_verbosity(logging.ERROR)
+    # XLA's C++ notices heed no environment variable. The symbol is that of the pinned TensorFlow; without it they show.
+    library = ctypes.CDLL(os.path.join(tf.sysconfig.get_lib(), f"libtensorflow_framework{_LIBRARY_SUFFIX}"))
+    set_min_log_level = getattr(library, "_ZN4absl12lts_2025012714SetMinLogLevelENS0_18LogSeverityAtLeastE", None)
+    if set_min_log_level is not None:
+        set_min_log_level(_ABSL_ERROR)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

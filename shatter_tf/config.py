@@ -8,6 +8,7 @@ from official.modeling import hyperparams
 PARTITIONS = ("linear", "bernstein")
 SQUASHINGS = ("log", "rational")
 ACTIVATIONS = ("sigmoid", "softmax")
+POOLINGS = ("mean", "first_token")
 NORMALIZERS = ("none", "row_sum", "unit_length")
 
 
@@ -33,7 +34,8 @@ class ShatterConfig(hyperparams.Config):
         sum of squares).
       use_output_projection: whether the concatenated parts pass through Wo.
       norm_first: layer normalisation before (True) or after (False) each sub-layer.
-      use_pooler: whether `pooled_output` is a learnt projection of the first token, or that token's vector itself.
+      pooling: what `pooled_output` is: "mean" of the tokens' vectors, which needs no weights of its own, or
+        "first_token", BERT's tanh projection of the first token, for a task that trains it.
       dropout_rate: dropout of embeddings and sub-layer outputs.
       attention_dropout_rate: dropout of the one attention map.
       initializer_range: standard deviation of the truncated normal initialiser.
@@ -62,7 +64,7 @@ class ShatterConfig(hyperparams.Config):
     normalizer: str = "unit_length"
     use_output_projection: bool = False
     norm_first: bool = True
-    use_pooler: bool = False
+    pooling: str = "mean"
     dropout_rate: float = 0.1
     attention_dropout_rate: float = 0.1
     initializer_range: float = 0.02
@@ -83,6 +85,7 @@ class ShatterConfig(hyperparams.Config):
             ("squashing", SQUASHINGS),
             ("attention_activation", ACTIVATIONS),
             ("normalizer", NORMALIZERS),
+            ("pooling", POOLINGS),
         ):
             if getattr(self, name) not in allowed:
                 found.append(f"{name}={getattr(self, name)!r} is not one of {', '.join(allowed)}")

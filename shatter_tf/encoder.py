@@ -19,6 +19,13 @@ def _layer_norm(name: str) -> tf_keras.layers.Layer:
     return tf_keras.layers.LayerNormalization(epsilon=1e-12, dtype=tf.float32, name=name)
 
 
+def _mean_of_tokens(h: tf.Tensor, input_mask: tf.Tensor) -> tf.Tensor:
+    """Returns the mean, [B, D], of h, [B, L, D], over tokens that are not padding; zeros where there is none."""
+    weights = tf.cast(input_mask[:, : tf.shape(h)[1], tf.newaxis] > 0, tf.float32)
+    total = tf.reduce_sum(weights * tf.cast(h, tf.float32), axis=1)
+    return tf.cast(tf.math.divide_no_nan(total, tf.reduce_sum(weights, axis=1)), h.dtype)
+
+
 @tf_keras.utils.register_keras_serializable(package="shatter_tf")
 class ShatterEncoderBlock(tf_keras.layers.Layer):
     """Attention and feed-forward with residuals and layer normalisation, before or after each.
@@ -92,7 +99,7 @@ class ShatterEncoder(tf_keras.layers.Layer):
 
     Returns a dict:
       sequence_output: [B, L, D].
-      pooled_output: [B, D], from the first token; learnt only when `config.use_pooler`.
+      pooled_output: [B, D], the mean over tokens or a projection of the first one; see `config.pooling`.
       encoder_outputs: a list of [B, L, D], one for each block.
       attention_scores: a list of float32 [B, 1, L, L], one for each block, when `config.return_attention_scores`.
 
@@ -127,7 +134,7 @@ class ShatterEncoder(tf_keras.layers.Layer):
         self.blocks = [ShatterEncoderBlock(config, name=f"block_{i}") for i in range(config.num_layers)]
         self.final_layer_norm = _layer_norm("final_layer_norm") if config.norm_first else None
         self.pooler = None
-        if config.use_pooler:
+        if config.pooling == "first_token":
             self.pooler = tf_keras.layers.Dense(
                 config.hidden_size,
                 activation="tanh",
@@ -169,12 +176,8 @@ class ShatterEncoder(tf_keras.layers.Layer):
             h = tf.cast(self.final_layer_norm(h), self.compute_dtype)
             outputs[-1] = h
 
-        first_token = h[:, 0]
-        result = dict(
-            sequence_output=h,
-            pooled_output=first_token if self.pooler is None else self.pooler(first_token),
-            encoder_outputs=outputs,
-        )
+        pooled = _mean_of_tokens(h, inputs["input_mask"]) if self.pooler is None else self.pooler(h[:, 0])
+        result = dict(sequence_output=h, pooled_output=pooled, encoder_outputs=outputs)
         if self.config.return_attention_scores:
             result["attention_scores"] = attention_scores
         return result

@@ -39,10 +39,17 @@ class PretrainConfig(masked_lm.MaskedLMConfig):
 
 @dataclasses.dataclass
 class ClassifyConfig(sentence_prediction.SentencePredictionConfig):
-    """Classification of texts or pairs of texts."""
+    """Classification of texts or pairs of texts.
 
+    Attributes:
+      pairs: whether each input is two texts; follows from the data.
+    """
+
+    pairs: bool = False
     model: sentence_prediction.ModelConfig = dataclasses.field(
-        default_factory=lambda: sentence_prediction.ModelConfig(encoder=shatter_encoder_config())
+        default_factory=lambda: sentence_prediction.ModelConfig(
+            encoder=shatter_encoder_config(), use_encoder_pooler=True
+        )
     )
     train_data: LabelledDataConfig = dataclasses.field(default_factory=lambda: LabelledDataConfig(is_training=True))
     validation_data: LabelledDataConfig = dataclasses.field(
@@ -50,7 +57,7 @@ class ClassifyConfig(sentence_prediction.SentencePredictionConfig):
     )
 
 
-class _SameDocumentMask(layers.SelfAttentionMask):
+class SameDocumentMask(layers.SelfAttentionMask):
     """Model Garden's self-attention mask, made to understand pack numbers, so that BERT sees what Shatter sees."""
 
     def call(self, inputs, to_mask=None):
@@ -80,7 +87,7 @@ class PretrainTask(_ResumableData, masked_lm.MaskedLMTask):
     def _build_encoder(self, encoder_cfg):
         encoder = super()._build_encoder(encoder_cfg)
         if encoder_cfg.type == "bert_v2":
-            encoder._attention_mask_layer = _SameDocumentMask(name="self_attention_mask")
+            encoder._attention_mask_layer = SameDocumentMask(name="self_attention_mask")
             if not self.task_config.model.cls_heads:
                 _freeze_unused_pooler(encoder)
         elif encoder_cfg.type != "any":

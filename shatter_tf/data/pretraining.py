@@ -50,7 +50,7 @@ class PretrainDataConfig(cfg.DataConfig):
 
 def _seed(seed: int, domain: int, counter) -> tf.Tensor:
     """Returns the stateless seed [2] of one use of random numbers."""
-    return tf.random.fold_in(tf.constant([seed, domain], tf.int64), counter)
+    return tf.random.fold_in(tf.constant([seed, domain], tf.int64), tf.cast(counter, tf.int64))
 
 
 def cut_into_rows(tokens: tf.RaggedTensor, seq_length: int, pad_id: int) -> tuple[tf.Tensor, tf.Tensor]:

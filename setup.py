@@ -1,0 +1,33 @@
+"""Installs shatter_tf. The versions that were tested together stand in constraints.txt."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+
+setup(
+    name="shatter_tf",
+    version=re.search(r'__version__ = "(.+)"', (HERE / "shatter_tf/__init__.py").read_text()).group(1),
+    description="Pretrain, fine-tune and serve Shatter encoders with TensorFlow and Model Garden",
+    long_description=(HERE / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=find_packages(include=["shatter_tf", "shatter_tf.*"]),
+    python_requires=">=3.10,<3.13",
+    install_requires=[
+        # These move together: Model Garden pins TensorFlow, and its Keras is tf_keras.
+        "tensorflow==2.20.*",
+        "tf_keras==2.20.*",
+        "tf-models-official==2.20.*",
+        "tensorflow-text==2.20.*",
+        "tensorflow-datasets>=4.9.9",
+        "keras>=3.10",
+        "tokenizers>=0.20",
+        "tqdm",
+        "pyyaml",
+        "setuptools<82",  # tensorflow_hub, which Model Garden imports, needs its pkg_resources
+    ],
+    extras_require={"test": ["pytest>=8", "ruff>=0.9"]},
+)

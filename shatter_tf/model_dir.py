@@ -1,0 +1,127 @@
+"""A model_dir: all that a run leaves behind to be resumed, exported or used as --init_checkpoint.
+
+    experiment.json   the experiment's name, casing, the vocabulary's hash
+    params.yaml       every setting, the label names among them
+    vocab.txt         the vocabulary
+    ckpt-*, best/     checkpoints: the newest, and the one whose evaluation was best
+    metrics.json      the metrics of the last evaluation
+    train/, validation/   TensorBoard
+"""
+
+import dataclasses
+import json
+import os
+
+import tensorflow as tf
+import yaml
+from official.core import config_definitions as cfg
+from official.core import exp_factory
+
+from shatter_tf import (
+    __version__,
+    experiments,  # noqa: F401  registers them
+)
+from shatter_tf.command_line import UserError
+from shatter_tf.data.shards import VOCABULARY_FILE
+from shatter_tf.data.tokenizer import read_vocabulary, vocabulary_hash
+
+EXPERIMENT_FILE, PARAMS_FILE, METRICS_FILE = "experiment.json", "params.yaml", "metrics.json"
+
+
+@dataclasses.dataclass
+class Run:
+    """An experiment with every setting resolved, and the vocabulary its token ids belong to."""
+
+    experiment: str
+    params: cfg.ExperimentConfig
+    vocabulary: list[str]
+    lower_case: bool
+
+    @property
+    def labels(self) -> list[str]:
+        return list(getattr(self.params.task.train_data, "labels", []))
+
+
+def _write(path: str, text: str) -> None:
+    """Writes a file whole or not at all."""
+    with tf.io.gfile.GFile(path + ".incomplete", "w") as f:
+        f.write(text)
+    tf.io.gfile.rename(path + ".incomplete", path, overwrite=True)
+
+
+def exists(model_dir: str) -> bool:
+    return tf.io.gfile.exists(os.path.join(model_dir, EXPERIMENT_FILE))
+
+
+def read(model_dir: str, flag: str = "--model_dir") -> Run:
+    """Returns the run that left `model_dir`; raises UserError, naming `flag`, when there is none."""
+    if not exists(model_dir):
+        raise UserError(f"{flag}={model_dir}: not a training directory (it has no {EXPERIMENT_FILE})")
+    try:
+        with tf.io.gfile.GFile(os.path.join(model_dir, EXPERIMENT_FILE)) as f:
+            about = json.load(f)
+        params = exp_factory.get_exp_config(about["experiment"])
+        with tf.io.gfile.GFile(os.path.join(model_dir, PARAMS_FILE)) as f:
+            params.override(yaml.safe_load(f), is_strict=True)
+        lower_case = about["lower_case"]
+    except (tf.errors.NotFoundError, ValueError, KeyError, LookupError, yaml.YAMLError) as error:
+        raise UserError(f"{flag}={model_dir}: damaged, or made by another version ({error})") from error
+    vocabulary = read_vocabulary(os.path.join(model_dir, VOCABULARY_FILE))
+    if vocabulary_hash(vocabulary) != about["vocabulary_sha256"]:
+        raise UserError(f"{os.path.join(model_dir, VOCABULARY_FILE)}: not the vocabulary the model was trained with")
+    return Run(about["experiment"], params, vocabulary, lower_case)
+
+
+def check(model_dir: str, run: Run) -> None:
+    """Raises UserError unless `run` may start or go on in `model_dir`; changes nothing."""
+    if not tf.io.gfile.exists(model_dir) or not tf.io.gfile.listdir(model_dir):
+        return
+    if not exists(model_dir):
+        raise UserError(f"--model_dir={model_dir}: not empty, and not a training directory; name a new one")
+    before = read(model_dir)
+    if before.experiment != run.experiment:
+        raise UserError(f"--model_dir={model_dir}: holds a run of {before.experiment}, not of {run.experiment}")
+    old, new = before.params.task.model.as_dict(), run.params.task.model.as_dict()
+    changed = _differences(old, new)
+    if changed:
+        raise UserError(f"--model_dir={model_dir}: holds another model ({'; '.join(changed)}); name a new directory")
+    if before.vocabulary != run.vocabulary or before.lower_case != run.lower_case:
+        raise UserError(f"--model_dir={model_dir}: was trained with another vocabulary; name a new directory")
+    if before.labels != run.labels:
+        raise UserError(f"--model_dir={model_dir}: was trained with other labels; name a new directory")
+
+
+def _differences(old, new, key: str = "") -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        found = []
+        for name in sorted({*old, *new}):
+            found += _differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
+        return found
+    return [] if old == new else [f"{key} was {old}, not {new}"]
+
+
+def write(model_dir: str, run: Run) -> None:
+    """Records `run` in `model_dir`, which `check` has passed."""
+    tf.io.gfile.makedirs(model_dir)
+    _write(os.path.join(model_dir, VOCABULARY_FILE), "\n".join(run.vocabulary) + "\n")
+    _write(os.path.join(model_dir, PARAMS_FILE), yaml.safe_dump(_plain(run.params.as_dict()), sort_keys=False))
+    about = dict(
+        experiment=run.experiment,
+        lower_case=run.lower_case,
+        vocabulary_sha256=vocabulary_hash(run.vocabulary),
+        shatter_tf=__version__,
+        tensorflow=tf.__version__,
+    )
+    _write(os.path.join(model_dir, EXPERIMENT_FILE), json.dumps(about, indent=1) + "\n")
+
+
+def _plain(value):
+    """Turns the tuples of Model Garden's configs into lists, which safe YAML knows."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def write_metrics(model_dir: str, metrics: dict) -> None:
+    """Replaces metrics.json."""
+    _write(os.path.join(model_dir, METRICS_FILE), json.dumps(metrics, indent=1) + "\n")

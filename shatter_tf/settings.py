@@ -1,0 +1,316 @@
+"""From flags, files and data to an experiment with every setting in place, checked before any graph is built.
+
+Later ones win: the experiment's defaults; the encoder of --init_checkpoint; --config_file; --params_override. What is
+still unset then follows from the data and from train_steps.
+"""
+
+import copy
+import dataclasses
+import os
+import re
+import types
+import typing
+from typing import Any, Optional
+
+import tensorflow as tf
+import yaml
+from official.core import config_definitions as cfg
+from official.core import exp_factory
+from official.modeling import hyperparams
+from official.nlp.configs.encoders import BertEncoderConfig
+
+from shatter_tf import model_dir as model_dirs
+from shatter_tf.command_line import UserError, nearest
+from shatter_tf.data import labelled
+from shatter_tf.data.shards import VOCABULARY_FILE, Corpus
+from shatter_tf.data.tokenizer import read_vocabulary
+from shatter_tf.experiments import NAMES
+from shatter_tf.model_dir import Run
+
+# Model Garden's BERT, as a layer: `type=bert` in a config means this.
+BERT = "bert_v2"
+# What validation takes over from training data unless it is set itself.
+_SHARED_DATA_FIELDS = (
+    "global_batch_size seq_length mask_rate max_predictions_per_seq vocab_file lower_case labels text_fields "
+    "label_field tfds_name tfds_data_dir"
+).split()
+
+
+class _YamlLoader(yaml.SafeLoader):
+    """Safe YAML in which 1e-3 is a number, as it is everywhere else."""
+
+
+_YamlLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def read_config_file(path: str) -> dict:
+    """Returns the settings in a YAML file; raises UserError."""
+    try:
+        with tf.io.gfile.GFile(path) as f:
+            settings = yaml.load(f.read(), _YamlLoader)
+    except tf.errors.OpError as error:
+        raise UserError(f"--config_file={path}: no such file") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"--config_file={path}: {' '.join(str(error).split())}") from error
+    if not isinstance(settings, dict):
+        raise UserError(f"--config_file={path}: no settings in it")
+    return settings
+
+
+def parse_override(text: str) -> dict:
+    """Returns the settings in k=v,k=v with dotted keys; raises UserError.
+
+    Example:
+    >>> parse_override("trainer.train_steps=10,task.model.num_classes=2")
+    {'trainer': {'train_steps': 10}, 'task': {'model': {'num_classes': 2}}}
+    """
+    try:
+        settings = yaml.load(hyperparams.nested_csv_str_to_json_str(text), _YamlLoader) if text else {}
+    except (ValueError, yaml.YAMLError) as error:
+        raise UserError(f"--params_override={text}: {' '.join(str(error).split())}; expected key=value,…") from error
+    if not isinstance(settings, dict):
+        raise UserError(f"--params_override={text}: expected key=value,…")
+    return settings
+
+
+def merge(first: dict, second: dict) -> dict:
+    """Returns both nested dicts in one; where they disagree, the second wins."""
+    result = dict(first)
+    for key, value in second.items():
+        both = isinstance(value, dict) and isinstance(result.get(key), dict)
+        result[key] = merge(result[key], value) if both else value
+    return result
+
+
+def _dig(settings: dict, *path: str) -> dict:
+    for key in path:
+        settings = settings.get(key) if isinstance(settings, dict) else None
+    return settings if isinstance(settings, dict) else {}
+
+
+def _check_keys(config: hyperparams.Config, settings: dict, where: str, path: str = "") -> None:
+    """Raises UserError at a key that `config` does not have, or at a value of the wrong type."""
+    hints = typing.get_type_hints(type(config))
+    for key, value in settings.items():
+        name = f"{path}{key}"
+        if key not in config.__dict__:
+            known = [k for k in config.__dict__ if not k.startswith("_")]
+            suggestion = nearest(str(key), known) or f" (there are {', '.join(known)})"
+            raise UserError(f"{where}: no setting {name}{suggestion}")
+        current = config.__dict__[key]
+        if isinstance(current, hyperparams.Config):
+            if not isinstance(value, dict):
+                raise UserError(f"{where}: {name} holds settings of its own ({', '.join(current.as_dict())})")
+            _check_keys(current, value, where, name + ".")
+        elif isinstance(value, dict):
+            if hints.get(key) in (int, float, bool, str):
+                raise UserError(f"{where}: {name} is a single value")
+        elif not _fits(value, hints.get(key, Any)):
+            raise UserError(f"{where}: {name}={value!r} is not {_NAMES.get(hints[key], 'of the right type')}")
+
+
+_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+
+
+def _fits(value, hint) -> bool:
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return any(_fits(value, part) for part in typing.get_args(hint))
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if hint in (bool, str, type(None)):
+        return isinstance(value, hint)
+    if typing.get_origin(hint) in (list, tuple):
+        return isinstance(value, (list, tuple))
+    return True
+
+
+def _override(params: cfg.ExperimentConfig, settings: dict, where: str) -> None:
+    _check_keys(params, settings, where)
+    params.override(copy.deepcopy(settings), is_strict=True)
+
+
+def resolve(
+    experiment: str,
+    *,
+    config_file: Optional[str] = None,
+    params_override: str = "",
+    data_dir: Optional[str] = None,
+    init_checkpoint: Optional[str] = None,
+) -> Run:
+    """Returns the run that the arguments, the flags of `shatter_tf.train`, describe.
+
+    Raises:
+      UserError: for anything in them, or in the files they name, that would stop the run later.
+    """
+    if experiment not in NAMES:
+        raise UserError(f"--experiment={experiment}: no such experiment; there are {', '.join(NAMES)}{nearest(experiment, NAMES)}")
+    params = exp_factory.get_exp_config(experiment)
+    task = params.task
+    initial = model_dirs.read(init_checkpoint, "--init_checkpoint") if init_checkpoint else None
+    if initial:
+        encoder = initial.params.task.model.encoder
+        task.model.encoder.override(encoder.as_dict(), is_strict=True)
+        task.init_checkpoint = init_checkpoint
+        if hasattr(task.train_data, "lower_case"):
+            task.train_data.lower_case = initial.lower_case
+    in_file = read_config_file(config_file) if config_file else {}
+    in_flag = parse_override(params_override)
+    _override(params, in_file, f"--config_file={config_file}")
+    _override(params, in_flag, "--params_override")
+    explicit = merge(in_file, in_flag)
+
+    load_data = _load_corpus if experiment == "shatter/pretrain" else _load_labelled
+    vocabulary, lower_case = load_data(params, explicit, data_dir, initial)
+    if initial and initial.vocabulary != vocabulary:
+        raise UserError(f"--init_checkpoint={init_checkpoint}: its vocabulary is not the one of this run")
+    _derive_encoder(params, explicit, len(vocabulary))
+    _derive_trainer(params)
+    problems = _problems(params, len(vocabulary))
+    if problems:
+        raise UserError("; ".join(problems))
+    return Run(experiment, params, vocabulary, lower_case)
+
+
+def _share_with_validation(task: cfg.TaskConfig, explicit: dict) -> None:
+    own = _dig(explicit, "task", "validation_data")
+    for name in _SHARED_DATA_FIELDS:
+        if hasattr(task.train_data, name) and name not in own:
+            setattr(task.validation_data, name, copy.deepcopy(getattr(task.train_data, name)))
+
+
+def _load_corpus(params, explicit, data_dir, initial) -> tuple[list[str], bool]:
+    train, validation = params.task.train_data, params.task.validation_data
+    train.input_path = train.input_path or data_dir or ""
+    validation.input_path = validation.input_path or data_dir or train.input_path
+    if not train.input_path:
+        raise UserError("no corpus: give --data_dir, a directory made by `python -m shatter_tf.prepare`")
+    corpus = Corpus.read(train.input_path)
+    if validation.input_path != train.input_path:
+        other = Corpus.read(validation.input_path)
+        if other.vocabulary_sha256 != corpus.vocabulary_sha256:
+            raise UserError(f"{validation.input_path}: prepared with another vocabulary than {train.input_path}")
+    train.seq_length = train.seq_length or corpus.seq_length
+    if initial and initial.lower_case != corpus.lower_case:
+        raise UserError(f"{train.input_path}: its casing is not that of --init_checkpoint")
+    _share_with_validation(params.task, explicit)
+    return read_vocabulary(os.path.join(train.input_path, VOCABULARY_FILE)), corpus.lower_case
+
+
+def _load_labelled(params, explicit, data_dir, initial) -> tuple[list[str], bool]:
+    train, validation = params.task.train_data, params.task.validation_data
+    if not train.vocab_file:
+        if not initial:
+            raise UserError("no vocabulary: give --init_checkpoint, or task.train_data.vocab_file to train from scratch")
+        train.vocab_file = os.path.join(params.task.init_checkpoint, VOCABULARY_FILE)
+    vocabulary = read_vocabulary(train.vocab_file)
+    _share_with_validation(params.task, explicit)
+    if train.tfds_name:
+        train.tfds_split = train.tfds_split or "train"
+        validation.tfds_split = validation.tfds_split or "validation"
+    elif data_dir:
+        train.input_path = train.input_path or labelled.find_file(data_dir, "train")
+        validation.input_path = validation.input_path or labelled.find_file(data_dir, "dev")
+    train_rows, validation_rows = labelled.load_rows(train), labelled.load_rows(validation)
+    if len(train_rows[0].texts) != len(validation_rows[0].texts):
+        raise UserError(f"{validation_rows[0].where}: texts and pairs of texts cannot be mixed with {train_rows[0].where}")
+    params.task.pairs = len(train_rows[0].texts) == 2
+    train.labels = list(train.labels) or sorted({row.label for row in train_rows})
+    validation.labels = train.labels
+    for rows in (train_rows, validation_rows):
+        labelled.label_ids(rows, train.labels)
+    if len(train.labels) < 2:
+        raise UserError(f"{train_rows[0].where}: every row has the label {train.labels[0]!r}; there is nothing to learn")
+    if train.global_batch_size > len(train_rows):
+        raise UserError(f"{len(train_rows)} training rows are fewer than global_batch_size={train.global_batch_size}")
+    model = params.task.model
+    model.num_classes = model.num_classes or len(train.labels)
+    if model.num_classes != len(train.labels):
+        raise UserError(f"task.model.num_classes={model.num_classes}, but the data has {len(train.labels)} labels")
+    return vocabulary, train.lower_case
+
+
+def _derive_encoder(params: cfg.ExperimentConfig, explicit: dict, vocabulary_size: int) -> None:
+    """Fits the encoder to the vocabulary; `type=bert` becomes Model Garden's BERT at Shatter's sizes."""
+    encoder = params.task.model.encoder
+    own = _dig(explicit, "task", "model", "encoder")
+    padded = -(-vocabulary_size // 64) * 64  # whole tiles of a matrix unit
+    shatter = encoder.any
+    if not params.task.init_checkpoint and "vocab_size" not in _dig(own, "any"):
+        shatter.vocab_size = padded
+    if encoder.type == "bert":
+        bert = BertEncoderConfig(
+            num_attention_heads=shatter.num_parts,
+            max_position_embeddings=shatter.max_sequence_length,
+            **{
+                field.name: getattr(shatter, field.name)
+                for field in dataclasses.fields(BertEncoderConfig)
+                if hasattr(shatter, field.name)
+            },
+        )
+        bert.override(_dig(own, "bert"), is_strict=True)
+        encoder.override({"type": BERT, BERT: bert.as_dict()}, is_strict=True)
+
+
+def _derive_trainer(params: cfg.ExperimentConfig) -> None:
+    """Sets what is unset of schedule and intervals from train_steps."""
+    trainer = params.trainer
+    steps = trainer.train_steps
+    rate, warmup = trainer.optimizer_config.learning_rate.get(), trainer.optimizer_config.warmup.get()
+    if getattr(rate, "decay_steps", 0) is None:
+        rate.decay_steps = max(1, steps)
+    if getattr(warmup, "warmup_steps", 0) is None:
+        warmup.warmup_steps = steps // 10
+    trainer.steps_per_loop = min(trainer.steps_per_loop or max(1, min(100, steps // 20)), max(1, steps))
+    loop = trainer.steps_per_loop
+    trainer.summary_interval = trainer.summary_interval or loop
+    # An evaluation every fifth of the run, at the end of a loop.
+    trainer.validation_interval = trainer.validation_interval or -(-max(1, steps // 5) // loop) * loop
+    trainer.checkpoint_interval = trainer.checkpoint_interval or trainer.validation_interval
+
+
+def _problems(params: cfg.ExperimentConfig, vocabulary_size: int) -> list[str]:
+    """Returns a line for everything in the settings that would fail later."""
+    task, trainer, runtime = params.task, params.trainer, params.runtime
+    found = []
+    encoder = task.model.encoder.get()
+    prefix = f"task.model.encoder.{task.model.encoder.type}"
+    if hasattr(encoder, "problems"):
+        found += [f"{prefix}.{problem}" for problem in encoder.problems()]
+        longest = encoder.max_sequence_length
+    else:
+        longest = getattr(encoder, "max_position_embeddings", None)
+        if encoder.hidden_size % encoder.num_attention_heads:
+            found.append(f"{prefix}.hidden_size={encoder.hidden_size} is not divisible by its attention heads")
+    if encoder.vocab_size < vocabulary_size:
+        found.append(f"{prefix}.vocab_size={encoder.vocab_size} is less than the vocabulary's {vocabulary_size} wordpieces")
+    for name in ("train_data", "validation_data"):
+        data = getattr(task, name)
+        if data.global_batch_size < 1:
+            found.append(f"task.{name}.global_batch_size={data.global_batch_size} is not positive")
+        if data.seq_length < 8:
+            found.append(f"task.{name}.seq_length={data.seq_length} is less than 8")
+        elif longest and data.seq_length > longest:
+            found.append(f"task.{name}.seq_length={data.seq_length} is longer than the encoder's {longest} positions")
+        if not 0 < getattr(data, "mask_rate", 0.15) < 1:
+            found.append(f"task.{name}.mask_rate={data.mask_rate} is not between 0 and 1")
+        predictions = getattr(data, "max_predictions_per_seq", 0)
+        if not 0 <= predictions <= data.seq_length:
+            found.append(f"task.{name}.max_predictions_per_seq={predictions} is not between 0 and seq_length")
+    for name in ("train_steps", "steps_per_loop", "checkpoint_interval", "validation_interval", "summary_interval"):
+        if getattr(trainer, name) < 1:
+            found.append(f"trainer.{name}={getattr(trainer, name)} is not positive")
+    for name in ("checkpoint_interval", "validation_interval"):
+        if trainer.steps_per_loop > 0 and getattr(trainer, name) % trainer.steps_per_loop:
+            found.append(
+                f"trainer.{name}={getattr(trainer, name)} is not a multiple of steps_per_loop={trainer.steps_per_loop}"
+            )
+    if runtime.mixed_precision_dtype not in (None, "float32", "bfloat16"):
+        found.append(f"runtime.mixed_precision_dtype={runtime.mixed_precision_dtype}: use float32 or bfloat16")
+    gpus = len(tf.config.list_physical_devices("GPU"))
+    if runtime.num_gpus > gpus:
+        found.append(f"runtime.num_gpus={runtime.num_gpus}, but this machine has {gpus}")
+    return found

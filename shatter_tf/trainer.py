@@ -1,0 +1,204 @@
+"""The loop around Model Garden's Trainer: compile with XLA, train, evaluate, checkpoint, and say how it goes."""
+
+import os
+import time
+
+import tensorflow as tf
+from official.core import base_trainer, task_factory, train_utils
+from official.modeling import performance
+
+from shatter_tf import model_dir as model_dirs
+from shatter_tf.checkpoints import checkpoint_step, latest_checkpoint
+from shatter_tf.command_line import UserError
+from shatter_tf.model_dir import Run
+
+
+class Trainer(base_trainer.Trainer):
+    """Model Garden's Trainer with `runtime.enable_xla` obeyed on every device, in training and evaluation."""
+
+    def _compile(self, step, static_shapes: bool):
+        # A TPU compiles every step anyway. Several replicas on CPUs must meet in the middle of a step, which a compiled
+        # one cannot.
+        strategy = self.strategy
+        on_tpu = isinstance(strategy, tf.distribute.TPUStrategy)
+        cpu_replicas = strategy.num_replicas_in_sync > 1 and not self.config.runtime.num_gpus
+        if not self.config.runtime.enable_xla or on_tpu or cpu_replicas or not static_shapes:
+            return step
+        return tf.function(step, jit_compile=True)
+
+    def train_step(self, iterator):
+        def step(inputs):
+            task_step = self._compile(self.task.train_step, static_shapes=True)
+            logs = task_step(inputs, model=self.model, optimizer=self.optimizer, metrics=self.train_metrics)
+            self.train_loss.update_state(logs[self.task.loss])
+            self.global_step.assign_add(1)
+
+        self.strategy.run(step, args=(self.next_train_inputs(iterator),), options=self._runtime_options)
+
+    def eval_step(self, iterator):
+        def step(inputs):
+            static_shapes = self.config.task.validation_data.drop_remainder
+            task_step = self._compile(self.task.validation_step, static_shapes)
+            logs = task_step(inputs, model=self.model, metrics=self.validation_metrics)
+            self.validation_loss.update_state(logs[self.task.loss])
+            return logs
+
+        inputs, _ = self.next_eval_inputs(iterator)
+        logs = self.strategy.run(step, args=(inputs,))
+        return tf.nest.map_structure(self.strategy.experimental_local_results, logs)
+
+
+def build_strategy(runtime) -> tf.distribute.Strategy:
+    """Returns the strategy that `runtime` names; on one machine, all of its GPUs unless `num_gpus` says how many."""
+    from official.common import distribute_utils
+
+    gpus = len(tf.config.list_physical_devices("GPU"))
+    runtime.num_gpus = runtime.num_gpus or gpus
+    name = runtime.distribution_strategy
+    if name == "mirrored" and runtime.num_gpus <= 1:
+        name = "one_device"
+    if name == "one_device":
+        runtime.num_gpus = min(runtime.num_gpus, 1)
+    try:
+        return distribute_utils.get_distribution_strategy(
+            name, num_gpus=runtime.num_gpus, all_reduce_alg=runtime.all_reduce_alg, tpu_address=runtime.tpu
+        )
+    except ValueError as error:
+        raise UserError(f"runtime.distribution_strategy={runtime.distribution_strategy}: {error}") from error
+
+
+def _format_metrics(metrics: dict[str, float]) -> str:
+    return "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+
+
+def _format_seconds(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds + 0.5), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+# Names under which the trainer's logs are shown and kept; the others keep their own.
+_NAMES = {"training_loss": "loss", "validation_loss": "loss", "lm_example_loss": "loss"}
+
+
+def _readable(logs: dict) -> dict[str, float]:
+    """Returns the scalars of the trainer's logs, loss first. The MLM task's own mean loss replaces the mean over steps."""
+    values = {key: float(tf.convert_to_tensor(value)) for key, value in logs.items() if not isinstance(value, dict)}
+    if "lm_example_loss" in values:
+        values.pop("validation_loss", None)
+        values.pop("training_loss", None)
+    named = {_NAMES.get(key, key): value for key, value in values.items()}
+    return {"loss": named.pop("loss"), **named}
+
+
+class Session:
+    """One run in one model_dir: builds everything, restores what there is, and trains or evaluates.
+
+    Args:
+      run: from `settings.resolve`.
+      model_dir: where it lives; `model_dir.check` has passed it.
+    """
+
+    def __init__(self, run: Run, model_dir: str):
+        self.run, self.model_dir, self.params = run, model_dir, run.params
+        self.checkpoint = latest_checkpoint(model_dir)
+        trainer = self.params.trainer
+        strategy = build_strategy(self.params.runtime)
+        for name in ("train_data", "validation_data"):
+            size = getattr(self.params.task, name).global_batch_size
+            if size % strategy.num_replicas_in_sync:
+                raise UserError(
+                    f"task.{name}.global_batch_size={size} cannot be shared by {strategy.num_replicas_in_sync} replicas"
+                )
+        if self.params.runtime.mixed_precision_dtype:
+            performance.set_mixed_precision_policy(tf.as_dtype(self.params.runtime.mixed_precision_dtype))
+        with strategy.scope():
+            task = task_factory.get_task(self.params.task, logging_dir=model_dir)
+            task.start_step = checkpoint_step(self.checkpoint) if self.checkpoint else 0
+            self.trainer = Trainer(
+                self.params,
+                task,
+                model=task.build_model(),
+                optimizer=task.create_optimizer(trainer.optimizer_config, self.params.runtime),
+                checkpoint_exporter=train_utils.maybe_create_best_ckpt_exporter(self.params, model_dir),
+            )
+        self.manager = tf.train.CheckpointManager(
+            self.trainer.checkpoint,
+            model_dir,
+            max_to_keep=trainer.max_to_keep,
+            step_counter=self.trainer.global_step,
+        )
+        with strategy.scope():
+            if self.checkpoint:
+                self.trainer.checkpoint.restore(self.checkpoint).assert_existing_objects_matched()
+            else:
+                self.trainer.initialize()
+        self._writers = {}
+
+    @property
+    def step(self) -> int:
+        return int(self.trainer.global_step.numpy())
+
+    def describe(self) -> str:
+        parameters = sum(int(v.shape.num_elements()) for v in self.trainer.model.trainable_variables)
+        replicas = self.trainer.strategy.num_replicas_in_sync
+        task = self.params.task
+        return (
+            f"{self.run.experiment} in {self.model_dir}: {parameters:,} parameters, batches of "
+            f"{task.train_data.global_batch_size} x {task.train_data.seq_length} tokens on {replicas} "
+            f"replica{'s' * (replicas > 1)}, {'XLA' if self.params.runtime.enable_xla else 'no XLA'}, "
+            + (f"from step {self.step}" if self.step else "from the start")
+        )
+
+    def train(self, evaluate: bool) -> None:
+        """Trains up to `trainer.train_steps`, evaluating and checkpointing at their intervals and at the end."""
+        trainer = self.params.trainer
+        batch_size = self.params.task.train_data.global_batch_size
+        total, start_step, seconds = trainer.train_steps, self.step, 0.0
+        first_loop = True
+        while self.step < total:
+            # Loops end where an evaluation or a checkpoint is due.
+            loop = min(trainer.steps_per_loop - self.step % trainer.steps_per_loop, total - self.step)
+            begin = time.time()
+            logs = self.trainer.train(tf.constant(loop, tf.int32))
+            elapsed = time.time() - begin
+            if first_loop:  # compilation would spoil the estimate of the time left
+                start_step, first_loop, left = self.step, False, "?"
+            else:
+                seconds += elapsed
+                left = _format_seconds(seconds / (self.step - start_step) * (total - self.step))
+            metrics = _readable(logs)
+            rate = metrics.pop("learning_rate")
+            examples = loop * batch_size / elapsed
+            print(
+                f"step {self.step}/{total}  {_format_metrics(metrics)}  learning_rate {rate:.2e}  "
+                f"{examples:.1f} examples/s  {left} left",
+                flush=True,
+            )
+            if self.step % trainer.summary_interval == 0 or self.step == total:
+                self._summarise("train", {**metrics, "learning_rate": rate, "examples_per_second": examples})
+            if evaluate and (self.step % trainer.validation_interval == 0 or self.step == total):
+                self.evaluate()
+            if self.step % trainer.checkpoint_interval == 0 or self.step == total:
+                self.manager.save(checkpoint_number=self.step)
+
+    def evaluate(self) -> None:
+        """Evaluates the current weights on the validation data and writes metrics.json."""
+        begin = time.time()
+        steps = self.params.trainer.validation_steps
+        metrics = _readable(self.trainer.evaluate(tf.constant(steps, tf.int32)))
+        print(
+            f"step {self.step}/{self.params.trainer.train_steps}  validation: {_format_metrics(metrics)}  "
+            f"({_format_seconds(time.time() - begin)})",
+            flush=True,
+        )
+        self._summarise("validation", metrics)
+        model_dirs.write_metrics(self.model_dir, {"step": self.step, **metrics})
+
+    def _summarise(self, name: str, values: dict[str, float]) -> None:
+        if name not in self._writers:
+            self._writers[name] = tf.summary.create_file_writer(os.path.join(self.model_dir, name))
+        with self._writers[name].as_default(step=self.step):
+            for key, value in values.items():
+                tf.summary.scalar(key, value)
+        self._writers[name].flush()

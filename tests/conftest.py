@@ -1,0 +1,87 @@
+"""Settings of every test: quiet libraries, and no policy or seed left over from the test before."""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+
+import pytest
+import tensorflow as tf
+import tf_keras
+
+from shatter_tf.command_line import quieten_logging
+from shatter_tf.data.tokenizer import SPECIAL_TOKENS
+
+quieten_logging()
+
+WORDS = "the cat dog sat ran on under a mat tree big small red old and then it was very fast".split()
+
+
+@pytest.fixture(autouse=True)
+def _fresh_state():
+    tf_keras.utils.set_random_seed(0)
+    yield
+    tf_keras.mixed_precision.set_global_policy("float32")
+    tf_keras.backend.clear_session()
+
+
+@pytest.fixture
+def vocabulary() -> list[str]:
+    """A vocabulary whose special tokens do not come first, as in BERT's own."""
+    return ["[PAD]", "[unused0]", *SPECIAL_TOKENS[1:], *WORDS, "##s", "."]
+
+
+@pytest.fixture
+def vocab_file(tmp_path, vocabulary) -> str:
+    path = tmp_path / "vocab.txt"
+    path.write_text("\n".join(vocabulary) + "\n")
+    return str(path)
+
+
+@pytest.fixture
+def write_corpus(tmp_path, vocabulary):
+    """Returns a function that writes a corpus of given documents (lists of ids) as `prepare` would."""
+    from shatter_tf.data import shards, tokenizer
+
+    def write(documents: list[list[list[int]]], validation: list[list[int]] = ((2, 10, 5, 4),)) -> str:
+        directory = tmp_path / "corpus"
+        directory.mkdir(exist_ok=True)
+
+        def write_shard(name, ids_of_documents):
+            with tf.io.TFRecordWriter(str(directory / name)) as writer:
+                for ids in ids_of_documents:
+                    example = tf.train.Example()
+                    example.features.feature["ids"].int64_list.value.extend(ids)
+                    writer.write(example.SerializeToString())
+            return shards.Shard(name, len(ids_of_documents), sum(len(ids) for ids in ids_of_documents))
+
+        (directory / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
+        shards.Corpus(
+            vocabulary_size=len(vocabulary),
+            vocabulary_sha256=tokenizer.vocabulary_hash(vocabulary),
+            lower_case=True,
+            unicode_normalization="NFC",
+            seq_length=16,
+            unknown_tokens=0,
+            sources=[],
+            train=[write_shard(f"train-{i}.tfrecord", shard) for i, shard in enumerate(documents)],
+            validation=[write_shard("validation-0.tfrecord", list(validation))],
+        ).write(str(directory))
+        return str(directory)
+
+    return write
+
+
+@pytest.fixture
+def random_documents():
+    """Returns a function giving random documents of a number of shards, from the vocabulary's ordinary ids."""
+    import numpy as np
+
+    def documents(shards: int, per_shard: int, seed: int = 0):
+        rng = np.random.default_rng(seed)
+        return [
+            [[3, *rng.integers(6, 26, rng.integers(3, 40)).tolist(), 4] for _ in range(per_shard)]
+            for _ in range(shards)
+        ]
+
+    return documents

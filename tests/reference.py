@@ -1,0 +1,94 @@
+"""Shatter's equations in NumPy, written from the paper and docs/design.md alone, one loop or line for each symbol."""
+
+import math
+
+import numpy as np
+
+
+def squash(r: float, kind: str, scale: float) -> float:
+    if kind == "log":
+        t = 0.5 * (1 + math.copysign(1, r) * math.log(1 + abs(r)) / math.log(1 + scale))
+    else:
+        t = 0.5 * (1 + r / (abs(r) + scale))
+    return min(max(t, 0.0), 1.0)
+
+
+def part(p: int, r: float, parts: int, family: str, kind: str, scale: float) -> float:
+    """f_p(r)."""
+    t = squash(r, kind, scale)
+    if family == "linear":
+        return max(0.0, 1 - abs(t * (parts - 1) - p))
+    return math.comb(parts - 1, p) * t**p * (1 - t) ** (parts - 1 - p)
+
+
+def partition(length: int, parts: int, family: str, kind: str, scale: float) -> np.ndarray:
+    """f_p(j - i), [P, L, L]."""
+    f = np.zeros((parts, length, length))
+    for p in range(parts):
+        for i in range(length):
+            for j in range(length):
+                f[p, i, j] = part(p, j - i, parts, family, kind, scale)
+    return f
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def attention(x, weights, input_mask, f, activation="sigmoid", normalizer="unit_length", epsilon=1e-6):
+    """y, [B, L, D], and the map a / n, [B, L, L]."""
+    batch, length, width = x.shape
+    parts = f.shape[0]
+    q = x @ weights["wq"] + weights["bq"]
+    b = x @ weights["u"] + weights["bu"]
+    v = np.stack([x @ weights["wv"][:, p] + weights["bv"][p] for p in range(parts)], axis=1)  # [B, P, L, E]
+    a = np.zeros((batch, length, length))
+    for n in range(batch):
+        for i in range(length):
+            allowed = [j for j in range(length) if input_mask[n, j] > 0 and input_mask[n, j] == input_mask[n, i]]
+            s = {j: q[n, i] @ x[n, j] / math.sqrt(width) + b[n, i] @ f[:, i, j] for j in allowed}
+            if activation == "softmax":
+                total = sum(math.exp(value) for value in s.values())
+                row = {j: math.exp(value) / total for j, value in s.items()}
+            else:
+                row = {j: sigmoid(value) for j, value in s.items()}
+            norm = 1.0
+            if normalizer == "row_sum":
+                norm = sum(row.values()) + epsilon
+            elif normalizer == "unit_length":
+                norm = math.sqrt(sum(value**2 for value in row.values()) + epsilon)
+            for j, value in row.items():
+                a[n, i, j] = value / norm
+    y = np.concatenate([np.einsum("blm,lm,bme->ble", a, f[p], v[:, p]) for p in range(parts)], axis=-1)
+    if "wo" in weights:
+        y = y @ weights["wo"] + weights["bo"]
+    return y, a
+
+
+def layer_norm(x, gamma, beta, epsilon=1e-12):
+    mean = x.mean(-1, keepdims=True)
+    variance = ((x - mean) ** 2).mean(-1, keepdims=True)
+    return (x - mean) / np.sqrt(variance + epsilon) * gamma + beta
+
+
+def gelu(x):
+    return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+def block(h, weights, input_mask, f, norm_first, **choices):
+    """One encoder block, [B, L, D]."""
+
+    def norm1(z):
+        return layer_norm(z, weights["g1"], weights["b1"])
+
+    def norm2(z):
+        return layer_norm(z, weights["g2"], weights["b2"])
+
+    def feed_forward(z):
+        return gelu(z @ weights["w1"] + weights["c1"]) @ weights["w2"] + weights["c2"]
+
+    if norm_first:
+        h = h + attention(norm1(h), weights, input_mask, f, **choices)[0]
+        return h + feed_forward(norm2(h))
+    h = norm1(h + attention(h, weights, input_mask, f, **choices)[0])
+    return norm2(h + feed_forward(h))

@@ -1,0 +1,190 @@
+"""The attention against its oracle, and the properties that must hold whatever its weights."""
+
+import itertools
+
+import numpy as np
+import pytest
+import reference
+import tensorflow as tf
+import tf_keras
+
+from shatter_tf.attention import ShatterAttention, attention_map, same_document_mask
+from shatter_tf.config import ACTIVATIONS, NORMALIZERS, PARTITIONS, ShatterConfig
+from shatter_tf.encoder import ShatterEncoderBlock
+from shatter_tf.partition import position_partition
+
+B, L, P, E = 3, 11, 5, 7  # distinct primes: a transposed axis cannot pass
+D = P * E
+MASKS = {
+    "full": np.ones((B, L), np.int32),
+    "padded": np.array([[1] * L, [1] * 4 + [0] * 7, [0] * L], np.int32),
+    "packed": np.array([[1] * 5 + [2] * 6, [1] * 2 + [2] * 4 + [3] * 3 + [0] * 2, [1] * L], np.int32),
+}
+
+
+def make_config(**choices):
+    sizes = dict(hidden_size=D, num_parts=P, intermediate_size=13, squashing_scale=11.0, initializer_range=0.3)
+    return ShatterConfig(**{**sizes, "dropout_rate": 0.0, "attention_dropout_rate": 0.0, **choices})
+
+
+def randomise(layer):
+    """Gives every weight, the zero biases and unit gammas too, a value that matters."""
+    rng = np.random.default_rng(7)
+    for variable in layer.variables:
+        variable.assign(variable + rng.normal(0, 0.3, variable.shape).astype(np.float32))
+
+
+def attention_weights(layer):
+    weights = dict(
+        wq=layer.query.kernel, bq=layer.query.bias, wv=layer.value.kernel, u=layer.position_bias.kernel,
+        bu=layer.position_bias.bias, bv=tf.squeeze(layer.value.bias, 1),
+    )  # fmt: skip
+    if layer.output_projection is not None:
+        weights.update(wo=layer.output_projection.kernel, bo=layer.output_projection.bias)
+    return {name: np.asarray(value, np.float64) for name, value in weights.items()}
+
+
+def inputs(seed=0):
+    return np.random.default_rng(seed).normal(size=(B, L, D)).astype(np.float32)
+
+
+def call(layer, x, input_mask):
+    length = x.shape[1]
+    return layer(tf.constant(x), same_document_mask(tf.constant(input_mask)), position_partition(layer.config, length))
+
+
+def built(cls, **choices):
+    layer = cls(make_config(**choices))
+    call(layer, inputs(), MASKS["full"])
+    randomise(layer)
+    return layer
+
+
+@pytest.mark.parametrize(("family", "mask"), itertools.product(PARTITIONS, MASKS))
+@pytest.mark.parametrize(
+    ("activation", "normalizer", "projection"),
+    [("sigmoid", "unit_length", False), ("sigmoid", "row_sum", True), ("softmax", "none", True), ("sigmoid", "none", False)],
+)  # fmt: skip
+def test_attention_matches_the_oracle(family, mask, activation, normalizer, projection):
+    layer = built(
+        ShatterAttention,
+        partition=family,
+        attention_activation=activation,
+        normalizer=normalizer,
+        use_output_projection=projection,
+    )
+    y, attention = call(layer, inputs(), MASKS[mask])
+    f = reference.partition(L, P, family, "log", 11.0)
+    expected = reference.attention(inputs(), attention_weights(layer), MASKS[mask], f, activation, normalizer)
+    np.testing.assert_allclose(attention, expected[1], atol=2e-5)
+    np.testing.assert_allclose(y, expected[0], atol=3e-4)
+
+
+@pytest.mark.parametrize(("family", "mask"), itertools.product(PARTITIONS, MASKS))
+@pytest.mark.parametrize("norm_first", [True, False])
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+def test_block_matches_the_oracle(family, mask, norm_first, policy):
+    tf_keras.mixed_precision.set_global_policy(policy)
+    layer = built(ShatterEncoderBlock, partition=family, norm_first=norm_first)
+    h, _ = call(layer, inputs(), MASKS[mask])
+    weights = attention_weights(layer.attention)
+    names = dict(
+        g1=layer.attention_layer_norm.gamma, b1=layer.attention_layer_norm.beta, g2=layer.output_layer_norm.gamma,
+        b2=layer.output_layer_norm.beta, w1=layer.intermediate.kernel, c1=layer.intermediate.bias,
+        w2=layer.output_dense.kernel, c2=layer.output_dense.bias,
+    )  # fmt: skip
+    weights.update({name: np.asarray(tf.convert_to_tensor(v), np.float64) for name, v in names.items()})
+    f = reference.partition(L, P, family, "log", 11.0)
+    expected = reference.block(inputs().astype(np.float64), weights, MASKS[mask], f, norm_first)
+    assert h.dtype == layer.compute_dtype
+    error = np.abs(tf.cast(h, tf.float32).numpy() - expected)
+    scale = np.abs(expected).max()
+    assert error.max() < (2e-5 if policy == "float32" else 0.06) * scale
+
+
+def test_one_part_is_plain_single_head_attention():
+    layer = ShatterAttention(make_config(num_parts=1))
+    y, attention = call(layer, inputs(), MASKS["full"])
+    value = inputs() @ layer.value.kernel[:, 0].numpy()
+    np.testing.assert_allclose(y, attention.numpy() @ value, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", PARTITIONS)
+def test_equal_value_matrices_collapse_to_plain_attention(family):
+    layer = built(ShatterAttention, partition=family)
+    layer.value.kernel.assign(tf.repeat(layer.value.kernel[:, :1], P, axis=1))
+    layer.value.bias.assign(tf.repeat(layer.value.bias[:1], P, axis=0))
+    y, attention = call(layer, inputs(), MASKS["packed"])
+    value = inputs() @ layer.value.kernel[:, 0].numpy() + layer.value.bias[0].numpy()
+    sum_of_parts = y.numpy().reshape(B, L, P, E).sum(axis=2)
+    np.testing.assert_allclose(sum_of_parts, attention.numpy() @ value, atol=1e-4)
+
+
+@pytest.mark.parametrize("choice", itertools.product(ACTIVATIONS, NORMALIZERS))
+@pytest.mark.parametrize("mask", ["padded", "packed"])
+def test_other_documents_and_padding_have_no_influence_and_no_gradient(mask, choice):
+    layer = built(ShatterAttention, attention_activation=choice[0], normalizer=choice[1])
+    numbers = MASKS[mask]
+    here = tf.constant(numbers == 1)[..., tf.newaxis]
+    x = tf.constant(inputs())
+    elsewhere = tf.where(here, x, x + 100.0 * tf.constant(inputs(1)))
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = tf.where(here, call(layer, x, numbers)[0], 0.0)
+        total = tf.reduce_sum(tf.square(y))
+    changed = tf.where(here, call(layer, elsewhere, numbers)[0], 0.0)
+    np.testing.assert_array_equal(y, changed)
+    gradient = tape.gradient(total, x)
+    assert not np.any(tf.where(here, 0.0, gradient))
+    assert np.any(gradient)
+
+
+@pytest.mark.parametrize("choice", itertools.product(ACTIVATIONS, NORMALIZERS))
+def test_a_fully_masked_row_is_zero_and_its_gradient_finite(choice):
+    scores = tf.Variable(tf.random.normal([1, 3, 3]))
+    with tf.GradientTape() as tape:
+        attention = attention_map(scores, tf.zeros([1, 3, 3], tf.bool), *choice)
+        total = tf.reduce_sum(attention)
+    assert not np.any(attention)
+    np.testing.assert_array_equal(tape.gradient(total, scores), np.zeros((1, 3, 3)))
+
+
+def test_shift_equivariance():
+    layer = built(ShatterEncoderBlock)
+    x, numbers = inputs(), np.array([[1] * 6 + [0] * 5] * B, np.int32)
+    shifted = call(layer, np.roll(x, 5, axis=1), np.roll(numbers, 5, axis=1))[0]
+    np.testing.assert_allclose(call(layer, x, numbers)[0][:, :6], shifted[:, 5:], atol=1e-5)
+
+
+def test_fewer_queries_than_keys_give_the_first_positions():
+    layer = built(ShatterEncoderBlock)
+    x = tf.constant(inputs())
+    mask, f = same_document_mask(tf.constant(MASKS["packed"])), position_partition(layer.config, L)
+    whole, part = layer(x, mask, f), layer(x, mask[:, :4], f[:, :4])
+    np.testing.assert_allclose(part[0], whole[0][:, :4], atol=1e-5)
+    assert part[1].shape == (B, 4, L)
+
+
+def test_eager_graph_and_xla_agree():
+    layer = built(ShatterEncoderBlock)
+    x, mask, f = tf.constant(inputs()), same_document_mask(tf.constant(MASKS["packed"])), position_partition(layer.config, L)  # fmt: skip
+
+    def value_and_gradients():
+        with tf.GradientTape() as tape:
+            h, _ = layer(x, mask, f)
+            loss = tf.reduce_sum(tf.sin(h))
+        return [h, *tape.gradient(loss, layer.trainable_variables)]
+
+    eager = value_and_gradients()
+    for compiled in (tf.function(value_and_gradients), tf.function(value_and_gradients, jit_compile=True)):
+        for expected, actual in zip(eager, compiled(), strict=True):
+            np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=2e-4)
+
+
+def test_dropout_acts_on_the_one_map():
+    layer = ShatterAttention(make_config(attention_dropout_rate=0.5))
+    x, mask, f = tf.constant(inputs()), same_document_mask(tf.constant(MASKS["full"])), position_partition(layer.config, L)  # fmt: skip
+    assert len(layer.attention_dropout(tf.ones([B, L, L]), training=True).shape) == 3
+    first, second = layer(x, mask, f, training=True)[0], layer(x, mask, f, training=True)[0]
+    assert np.any(first.numpy() != second.numpy())
+    np.testing.assert_array_equal(layer(x, mask, f)[0], layer(x, mask, f)[0])

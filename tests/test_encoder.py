@@ -1,0 +1,137 @@
+"""The encoder as a whole: its contract, its boundaries, and its place in a Keras model."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras
+from official.nlp.configs import encoders
+from official.nlp.modeling import networks
+
+from shatter_tf.config import ShatterConfig
+from shatter_tf.encoder import ShatterEncoder
+
+
+def small(**choices) -> ShatterConfig:
+    sizes = dict(vocab_size=37, hidden_size=14, num_layers=3, num_parts=7, intermediate_size=11, max_sequence_length=53)
+    return ShatterConfig(**{**sizes, **choices})
+
+
+def batch(length=13, seed=0):
+    ids = np.random.default_rng(seed).integers(5, 37, (2, length)).astype(np.int32)
+    return dict(input_word_ids=ids, input_mask=np.ones_like(ids), input_type_ids=np.zeros_like(ids))
+
+
+def test_model_garden_builds_it_from_a_config():
+    encoder = encoders.build_encoder(encoders.EncoderConfig(type="any", any=small()))
+    assert isinstance(encoder, ShatterEncoder)
+    assert encoder.config == small()
+
+
+def test_has_the_contract_of_bert_encoder_v2():
+    shatter = ShatterEncoder(small(return_attention_scores=True))
+    bert = networks.BertEncoderV2(
+        37, hidden_size=14, num_layers=3, num_attention_heads=7, inner_dim=11, max_sequence_length=53,
+        type_vocab_size=2, return_attention_scores=True,
+    )  # fmt: skip
+    ours, theirs = shatter(batch()), bert(batch())
+    assert ours.keys() == theirs.keys()
+    for key in ("sequence_output", "pooled_output"):
+        assert ours[key].shape == theirs[key].shape
+    assert [t.shape for t in ours["encoder_outputs"]] == [t.shape for t in theirs["encoder_outputs"]]
+    assert [t.shape for t in ours["attention_scores"]] == [(2, 1, 13, 13)] * 3
+    assert shatter.inputs.keys() == bert.inputs.keys()
+    assert shatter.get_embedding_table().shape == (37, 14)
+    assert shatter.get_embedding_layer() is shatter.word_embeddings
+
+
+def test_type_ids_are_optional():
+    encoder = ShatterEncoder(small())
+    inputs = batch()
+    with_types = encoder(inputs)["sequence_output"]
+    del inputs["input_type_ids"]
+    np.testing.assert_array_equal(encoder(inputs)["sequence_output"], with_types)
+
+
+def test_packing_documents_changes_nothing():
+    encoder = ShatterEncoder(small())
+    first, second = batch(5), batch(8, seed=1)
+    packed = {key: np.concatenate([first[key], second[key]], axis=1) for key in first}
+    packed["input_mask"][:, 5:] = 2
+    together = encoder(packed)["sequence_output"]
+    np.testing.assert_allclose(together[:, :5], encoder(first)["sequence_output"], atol=1e-5)
+    np.testing.assert_allclose(together[:, 5:], encoder(second)["sequence_output"], atol=1e-5)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "first_token"])
+def test_padding_changes_nothing(pooling):
+    encoder = ShatterEncoder(small(pooling=pooling))
+    short = batch(9)
+    padded = {key: np.pad(value, [[0, 0], [0, 6]]) for key, value in short.items()}
+    expected, actual = encoder(short), encoder(padded)
+    np.testing.assert_allclose(actual["sequence_output"][:, :9], expected["sequence_output"], atol=1e-5)
+    np.testing.assert_allclose(actual["pooled_output"], expected["pooled_output"], atol=1e-5)
+
+
+def test_empty_rows_are_finite():
+    outputs = ShatterEncoder(small())({key: np.zeros((2, 13), np.int32) for key in batch()})
+    assert all(np.all(np.isfinite(t)) for t in tf.nest.flatten(outputs))
+    assert not np.any(outputs["pooled_output"])
+
+
+def test_output_range_gives_the_first_positions():
+    whole = ShatterEncoder(small())
+    part = ShatterEncoder(small(output_range=4))
+    expected = whole(batch())["sequence_output"]
+    part(batch())
+    part.set_weights(whole.get_weights())
+    np.testing.assert_allclose(part(batch())["sequence_output"], expected[:, :4], atol=1e-5)
+
+
+def test_static_shapes_stay_static():
+    encoder = ShatterEncoder(small())
+    spec = {key: tf.TensorSpec([2, 13], tf.int32) for key in batch()}
+    graph = tf.function(lambda x: encoder(x)["encoder_outputs"]).get_concrete_function(spec)
+    assert [t.shape for t in graph.outputs] == [(2, 13, 14)] * 3
+
+
+def test_no_pooler_and_no_missing_gradients_by_default():
+    encoder = ShatterEncoder(small())
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(tf.sin(encoder(batch())["sequence_output"]))
+    assert all(g is not None for g in tape.gradient(loss, encoder.trainable_variables))
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        (dict(num_parts=3), "hidden_size=14 is not divisible by num_parts=3"),
+        (dict(partition="cubic"), "partition='cubic' is not one of linear, bernstein"),
+        (dict(num_layers=0, dropout_rate=1.0), "num_layers=0 is not positive; dropout_rate=1.0 is not in"),
+    ],
+)
+def test_impossible_configs_are_refused(choices, message):
+    with pytest.raises(ValueError, match=message):
+        ShatterEncoder(small(**choices))
+
+
+def test_sequences_longer_than_the_table_are_refused():
+    with pytest.raises(ValueError, match="54 tokens long.*max_sequence_length=53"):
+        ShatterEncoder(small())(batch(54))
+
+
+@pytest.mark.slow
+def test_keras_model_round_trips(tmp_path):
+    encoder = ShatterEncoder(small(norm_first=False, partition="bernstein"))
+    inputs = {key: tf_keras.Input((None,), dtype=tf.int32, name=key) for key in batch()}
+    model = tf_keras.Model(inputs, tf_keras.layers.Dense(3)(encoder(inputs)["pooled_output"]))
+    model.compile("adam", "mse")
+    model.fit(batch(), np.ones((2, 3)), verbose=0)
+    expected = model(batch())
+    model.save(tmp_path / "model.keras")
+    restored = tf_keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_allclose(restored(batch()), expected, atol=1e-6)
+    model.save(tmp_path / "saved_model", save_format="tf")
+    restored = tf_keras.models.load_model(tmp_path / "saved_model")
+    np.testing.assert_allclose(restored(batch()), expected, atol=1e-6)
+    served = tf.saved_model.load(str(tmp_path / "saved_model"))
+    np.testing.assert_allclose(served(batch(), training=False), expected, atol=1e-6)

@@ -1,0 +1,76 @@
+"""The tokenizer: the same ids everywhere, whatever the bytes."""
+
+import pytest
+import tensorflow as tf
+
+from shatter_tf.command_line import UserError
+from shatter_tf.data import tokenizer as tokenizers
+from shatter_tf.data.tokenizer import SPECIAL_TOKENS, Tokenizer
+
+
+def pieces(vocabulary, text, lower_case=True):
+    ids = Tokenizer(vocabulary, lower_case).tokenize(tf.constant([text])).to_list()[0]
+    return [vocabulary[i] for i in ids]
+
+
+def test_wordpieces(vocabulary):
+    assert pieces(vocabulary, "The CATS sat.") == ["the", "cat", "##s", "sat", "."]
+    assert pieces(vocabulary, "[MASK] cat") == ["[UNK]", "[UNK]", "[UNK]", "cat"]  # no special token out of text
+
+
+def test_casing_and_unicode_normalisation():
+    vocabulary = [*SPECIAL_TOKENS, "Caf\u00e9", "cafe", "caf\u00e9"]
+    for text in ("Caf\u00e9", "Cafe\u0301"):
+        assert pieces(vocabulary, text, lower_case=False) == ["Caf\u00e9"]
+        assert pieces(vocabulary, text, lower_case=True) == ["cafe"]
+
+
+@pytest.mark.parametrize("lower_case", [True, False])
+@pytest.mark.parametrize("text", [b"", b"\xff\xfe\x00", b"cat\x00dog", b"\xf0\x9f\x98\x80", "عربي".encode(), b"a" * 1000])
+def test_any_bytes_are_tokenised(vocabulary, text, lower_case):
+    ids = Tokenizer(vocabulary, lower_case).tokenize(tf.constant([text]))
+    assert all(0 <= i < len(vocabulary) for i in ids.flat_values.numpy())
+
+
+@pytest.mark.parametrize("length", [8, 9, 16])
+@pytest.mark.parametrize(("first", "second"), [(0, 0), (3, 20), (20, 3), (20, 20), (2, 2)])
+def test_pairs_are_cut_evenly(vocabulary, length, first, second):
+    tokenizer = Tokenizer(vocabulary, True)
+    encoded = tokenizer.encode(tf.constant(["cat " * first]), tf.constant(["dog " * second]), length)
+    words = [vocabulary[i] for i in encoded["input_word_ids"].to_list()[0]]
+    cats, dogs = words.count("cat"), words.count("dog")
+    assert words == ["[CLS]", *["cat"] * cats, "[SEP]", *["dog"] * dogs, "[SEP]"]
+    assert len(words) == min(first + second + 3, length)
+    assert cats == first or dogs == second or abs(cats - dogs) <= 1
+    assert encoded["input_type_ids"].to_list()[0] == [0] * (cats + 2) + [1] * (dogs + 1)
+
+
+def test_padding(vocabulary):
+    tokenizer = Tokenizer(vocabulary, True)
+    encoded = tokenizer.encode(tf.constant(["the cat", ""]), None, 8)
+    padded = tokenizer.pad(encoded, 6)
+    assert padded["input_mask"].numpy().tolist() == [[1, 1, 1, 1, 0, 0], [1, 1, 0, 0, 0, 0]]
+    assert padded["input_word_ids"].shape == (2, 6)
+    assert tokenizer.pad(encoded)["input_word_ids"].shape == (2, 4)
+
+
+def test_vocabularies_are_checked(tmp_path):
+    path = tmp_path / "vocab.txt"
+    path.write_text("[PAD]\n[UNK]\n[CLS]\ncat\n")
+    with pytest.raises(UserError, match=r"lacks \[SEP\] \[MASK\]"):
+        tokenizers.read_vocabulary(str(path))
+    path.write_text("\n".join([*SPECIAL_TOKENS, "cat", "dog", "cat"]))
+    with pytest.raises(UserError, match="vocab.txt:8: 'cat' stands on line 6 already"):
+        tokenizers.read_vocabulary(str(path))
+    with pytest.raises(UserError, match="no such vocabulary file"):
+        tokenizers.read_vocabulary(str(tmp_path / "other.txt"))
+
+
+def test_trained_vocabulary():
+    documents = ["the cat sat on the mat\nthe dog", "the cats ran", "The Cat"] * 5
+    vocabulary = tokenizers.train_vocabulary(documents, 60, lower_case=True)
+    assert vocabulary[:5] == list(SPECIAL_TOKENS)
+    assert vocabulary[5:] == sorted(set(vocabulary[5:]))
+    assert "the" in vocabulary
+    assert not [piece for piece in vocabulary[5:] if piece != piece.lower()]
+    assert any(piece != piece.lower() for piece in tokenizers.train_vocabulary(documents, 60, lower_case=False)[5:])
