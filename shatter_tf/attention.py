@@ -41,9 +41,7 @@ def same_document_mask(input_mask: tf.Tensor) -> tf.Tensor:
     return tf.logical_and(tf.equal(query, key), key > 0)
 
 
-def attention_scores(
-    query: tf.Tensor, key: tf.Tensor, position_bias: tf.Tensor, partition: tf.Tensor
-) -> tf.Tensor:
+def attention_scores(query: tf.Tensor, key: tf.Tensor, position_bias: tf.Tensor, partition: tf.Tensor) -> tf.Tensor:
     """Returns s_ij = q_i . x_j / sqrt(D) + sum_p f_p(j - i) b_ip as float32 [B, L, M].
 
     Args:

@@ -5,6 +5,7 @@ from typing import Optional
 
 import tensorflow as tf
 import tf_keras
+from tensorflow.core.protobuf.trackable_object_graph_pb2 import TrackableObjectGraph
 
 from shatter_tf.command_line import UserError
 
@@ -27,14 +28,24 @@ def checkpoint_step(checkpoint: str) -> int:
     return int(tf.train.load_variable(checkpoint, "global_step" + _VALUE))
 
 
-def _variables(checkpoint: str) -> dict[str, list[int]]:
-    """Returns the shapes of the model's variables in `checkpoint`, by key; optimizer slots are left out."""
-    shapes = tf.train.load_checkpoint(checkpoint).get_variable_to_shape_map()
-    return {
-        key.removesuffix(_VALUE): shape
-        for key, shape in shapes.items()
-        if key.endswith(_VALUE) and ".OPTIMIZER_SLOT" not in key and not key.startswith("optimizer/")
-    }
+def _parts(checkpoint: str) -> dict[str, set[str]]:
+    """Returns, for each top-level part of `checkpoint`, the keys of the variables that belong to it.
+
+    A shared variable (the masked-LM head holds the encoder's embedding table) has one key but belongs to several parts;
+    only the checkpoint's object graph tells.
+    """
+    graph = TrackableObjectGraph()
+    graph.ParseFromString(tf.train.load_variable(checkpoint, "_CHECKPOINTABLE_OBJECT_GRAPH"))
+
+    def keys(node_id: int, seen: set[int]) -> set[str]:
+        if node_id in seen:
+            return set()
+        seen.add(node_id)
+        node = graph.nodes[node_id]
+        found = {attribute.checkpoint_key for attribute in node.attributes}
+        return found.union(*(keys(child.node_id, seen) for child in node.children))
+
+    return {child.local_name: keys(child.node_id, set()) for child in graph.nodes[0].children}
 
 
 def _count(variables) -> int:
@@ -57,36 +68,35 @@ def restore_pretrained(items: dict[str, tf_keras.layers.Layer], init_checkpoint:
     checkpoint = latest_checkpoint(init_checkpoint) if is_dir else init_checkpoint
     if not checkpoint or not tf.io.gfile.exists(checkpoint + ".index"):
         raise UserError(f"--init_checkpoint={init_checkpoint}: no checkpoint there")
-    stored = _variables(checkpoint)
-    restored, names = [], []
+    stored = _parts(checkpoint)
+    restored, names = set(), []
     for name, item in items.items():
-        in_checkpoint = [key for key in stored if key.startswith(name + "/")]
-        if not in_checkpoint:
+        if name not in stored:
             continue
-        status = tf.train.Checkpoint(**{name: item}).read(checkpoint).expect_partial()
         try:
+            status = tf.train.Checkpoint(**{name: item}).read(checkpoint).expect_partial()
             status.assert_existing_objects_matched()
         except (AssertionError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
-            raise UserError(f"--init_checkpoint={checkpoint}: its {name} does not fit this model's: {reason}") from error
-        # The masked-LM head holds the encoder's embedding table, which the checkpoint files under the encoder.
-        own = {variable.ref() for variable in item.variables} - {variable.ref() for variable in restored}
-        if len(in_checkpoint) != len(own):
             raise UserError(
-                f"--init_checkpoint={checkpoint}: its {name} has {len(in_checkpoint)} variables, this model's has "
-                f"{len(own)}; leave the encoder's settings to the checkpoint"
+                f"--init_checkpoint={checkpoint}: its {name} does not fit this model's: {reason}"
+            ) from error
+        if len(stored[name]) != len(item.variables):
+            raise UserError(
+                f"--init_checkpoint={checkpoint}: its {name} has {len(stored[name])} variables, this model's has "
+                f"{len(item.variables)}; leave the encoder's settings to the checkpoint"
             )
-        restored += [variable.deref() for variable in own]
+        restored.update({variable.ref() for variable in item.variables})
         names.append(name)
     if not restored:
         raise UserError(f"--init_checkpoint={checkpoint}: nothing in it fits this model ({', '.join(items)})")
-    done = {variable.ref() for variable in restored}
-    new = [variable for variable in model.variables if variable.ref() not in done]
-    parts = {key.split("/")[0] for key in stored} - {"model", "global_step", "save_counter"}
+    new = [variable for variable in model.variables if variable.ref() not in restored]
+    unused = sorted(set(stored) - set(names) - {"model", "optimizer", "global_step", "save_counter"})
+    weights = _count(ref.deref() for ref in restored)
+    heads = sorted({variable.name.split("/")[0] for variable in new})
     print(
-        f"restored from {checkpoint}: {', '.join(names)} ({len(restored)} variables, {_count(restored):,} numbers); "
-        f"new: {len(new)} variables, {_count(new):,} numbers"
-        + (f" ({', '.join(sorted({v.name.split('/')[0] for v in new}))})" if new else "")
-        + f"; not used: {', '.join(sorted(parts - set(names))) or 'nothing'}",
+        f"restored from {checkpoint}: {', '.join(names)} ({len(restored)} variables, {weights:,} numbers); "
+        f"new: {len(new)} variables, {_count(new):,} numbers{' (' + ', '.join(heads) + ')' if heads else ''}; "
+        f"not used: {', '.join(unused) or 'nothing'}",
         flush=True,
     )

@@ -1,7 +1,7 @@
 """The Shatter encoder: a drop-in for Model Garden's BertEncoderV2, bound to ShatterConfig.
 
-    post-norm:  h <- LN(h + attention(h));      h <- LN(h + feed_forward(h))
-    pre-norm:   h <- h + attention(LN(h));      h <- h + feed_forward(LN(h));      LN after the last block
+post-norm:  h <- LN(h + attention(h));      h <- LN(h + feed_forward(h))
+pre-norm:   h <- h + attention(LN(h));      h <- h + feed_forward(LN(h));      LN after the last block
 """
 
 import tensorflow as tf

@@ -44,7 +44,7 @@ def main(argv: list[str]) -> None:
         if tf.io.gfile.exists(temporary):
             tf.io.gfile.rmtree(temporary)
     size = sum(tf.io.gfile.stat(os.path.join(d, f)).length for d, _, files in tf.io.gfile.walk(target) for f in files)
-    print(f"exported {checkpoint} to {target} ({size / 1e6:.1f} MB); try: python -m shatter_tf.predict --model={args.export_dir} TEXT")
+    print(f"exported {checkpoint} to {target} ({size / 1e6:.1f} MB)")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 """A model_dir: all that a run leaves behind to be resumed, exported or used as --init_checkpoint.
 
-    experiment.json   the experiment's name, casing, the vocabulary's hash
-    params.yaml       every setting, the label names among them
-    vocab.txt         the vocabulary
-    ckpt-*, best/     checkpoints: the newest, and the one whose evaluation was best
-    metrics.json      the metrics of the last evaluation
-    train/, validation/   TensorBoard
+experiment.json   the experiment's name, casing, the vocabulary's hash
+params.yaml       every setting, the label names among them
+vocab.txt         the vocabulary
+ckpt-*, best/     checkpoints: the newest, and the one whose evaluation was best
+metrics.json      the metrics of the last evaluation
+train/, validation/   TensorBoard
 """
 
 import dataclasses

@@ -77,9 +77,7 @@ def main(argv: list[str]) -> None:
         stride = max(1, total_bytes // _VOCABULARY_BYTES)
         sample = (document for i, (_, document) in enumerate(documents()) if i % stride == 0)
         with _progress(total_bytes // stride, "training vocabulary") as bar:
-            vocabulary = tokenizer.train_vocabulary(
-                _counted(sample, bar), args.vocab_size, lower_case=not args.cased
-            )
+            vocabulary = tokenizer.train_vocabulary(_counted(sample, bar), args.vocab_size, lower_case=not args.cased)
         tokenizer.check_vocabulary(vocabulary, args.input)
     lower_case = not args.cased
 
@@ -98,7 +96,8 @@ def main(argv: list[str]) -> None:
                 for shard in train + validation
             }
             bar = stack.enter_context(_progress(total_bytes, "tokenising"))
-            encode = stack.enter_context(_encoder(vocabulary, lower_case, min(args.num_workers, 1 + total_bytes // _WORKER_BYTES)))
+            num_workers = min(args.num_workers, 1 + total_bytes // _WORKER_BYTES)
+            encode = stack.enter_context(_encoder(vocabulary, lower_case, num_workers))
             for chunk, (records, chunk_unknown) in encode(_chunks(documents())):
                 unknown += chunk_unknown
                 for (path, document), (record, tokens) in zip(chunk, records, strict=True):

@@ -30,10 +30,19 @@ from shatter_tf.model_dir import Run
 # Model Garden's BERT, as a layer: `type=bert` in a config means this.
 BERT = "bert_v2"
 # What validation takes over from training data unless it is set itself.
-_SHARED_DATA_FIELDS = (
-    "global_batch_size seq_length mask_rate max_predictions_per_seq vocab_file lower_case labels text_fields "
-    "label_field tfds_name tfds_data_dir"
-).split()
+_SHARED_DATA_FIELDS = [
+    "global_batch_size",
+    "seq_length",
+    "mask_rate",
+    "max_predictions_per_seq",
+    "vocab_file",
+    "lower_case",
+    "labels",
+    "text_fields",
+    "label_field",
+    "tfds_name",
+    "tfds_data_dir",
+]
 
 
 class _YamlLoader(yaml.SafeLoader):
@@ -147,7 +156,9 @@ def resolve(
       UserError: for anything in them, or in the files they name, that would stop the run later.
     """
     if experiment not in NAMES:
-        raise UserError(f"--experiment={experiment}: no such experiment; there are {', '.join(NAMES)}{nearest(experiment, NAMES)}")
+        raise UserError(
+            f"--experiment={experiment}: no such experiment; there are {', '.join(NAMES)}{nearest(experiment, NAMES)}"
+        )
     params = exp_factory.get_exp_config(experiment)
     task = params.task
     initial = model_dirs.read(init_checkpoint, "--init_checkpoint") if init_checkpoint else None
@@ -204,7 +215,9 @@ def _load_labelled(params, explicit, data_dir, initial) -> tuple[list[str], bool
     train, validation = params.task.train_data, params.task.validation_data
     if not train.vocab_file:
         if not initial:
-            raise UserError("no vocabulary: give --init_checkpoint, or task.train_data.vocab_file to train from scratch")
+            raise UserError(
+                "no vocabulary: give --init_checkpoint, or task.train_data.vocab_file to train from scratch"
+            )
         train.vocab_file = os.path.join(params.task.init_checkpoint, VOCABULARY_FILE)
     vocabulary = read_vocabulary(train.vocab_file)
     _share_with_validation(params.task, explicit)
@@ -216,14 +229,18 @@ def _load_labelled(params, explicit, data_dir, initial) -> tuple[list[str], bool
         validation.input_path = validation.input_path or labelled.find_file(data_dir, "dev")
     train_rows, validation_rows = labelled.load_rows(train), labelled.load_rows(validation)
     if len(train_rows[0].texts) != len(validation_rows[0].texts):
-        raise UserError(f"{validation_rows[0].where}: texts and pairs of texts cannot be mixed with {train_rows[0].where}")
+        raise UserError(
+            f"{validation_rows[0].where}: texts and pairs of texts cannot be mixed with {train_rows[0].where}"
+        )
     params.task.pairs = len(train_rows[0].texts) == 2
     train.labels = list(train.labels) or sorted({row.label for row in train_rows})
     validation.labels = train.labels
     for rows in (train_rows, validation_rows):
         labelled.label_ids(rows, train.labels)
     if len(train.labels) < 2:
-        raise UserError(f"{train_rows[0].where}: every row has the label {train.labels[0]!r}; there is nothing to learn")
+        raise UserError(
+            f"{train_rows[0].where}: every row has the label {train.labels[0]!r}; there is nothing to learn"
+        )
     if train.global_batch_size > len(train_rows):
         raise UserError(f"{len(train_rows)} training rows are fewer than global_batch_size={train.global_batch_size}")
     model = params.task.model
@@ -286,7 +303,9 @@ def _problems(params: cfg.ExperimentConfig, vocabulary_size: int) -> list[str]:
         if encoder.hidden_size % encoder.num_attention_heads:
             found.append(f"{prefix}.hidden_size={encoder.hidden_size} is not divisible by its attention heads")
     if encoder.vocab_size < vocabulary_size:
-        found.append(f"{prefix}.vocab_size={encoder.vocab_size} is less than the vocabulary's {vocabulary_size} wordpieces")
+        found.append(
+            f"{prefix}.vocab_size={encoder.vocab_size} is less than the vocabulary's {vocabulary_size} wordpieces"
+        )
     for name in ("train_data", "validation_data"):
         data = getattr(task, name)
         if data.global_batch_size < 1:

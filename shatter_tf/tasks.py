@@ -43,13 +43,14 @@ class ClassifyConfig(sentence_prediction.SentencePredictionConfig):
 
     Attributes:
       pairs: whether each input is two texts; follows from the data.
+      restore_weights: False takes the vocabulary and the encoder's settings from `init_checkpoint`, but random weights:
+        what the same fine-tuning reaches without pretraining.
     """
 
     pairs: bool = False
+    restore_weights: bool = True
     model: sentence_prediction.ModelConfig = dataclasses.field(
-        default_factory=lambda: sentence_prediction.ModelConfig(
-            encoder=shatter_encoder_config(), use_encoder_pooler=True
-        )
+        default_factory=lambda: sentence_prediction.ModelConfig(encoder=shatter_encoder_config())
     )
     train_data: LabelledDataConfig = dataclasses.field(default_factory=lambda: LabelledDataConfig(is_training=True))
     validation_data: LabelledDataConfig = dataclasses.field(
@@ -133,6 +134,10 @@ class ClassifyTask(_ResumableData, sentence_prediction.SentencePredictionTask):
         return model
 
     def initialize(self, model):
-        if self.task_config.init_checkpoint:
-            items = dict(encoder=model.checkpoint_items["encoder"])
-            restore_pretrained(items, self.task_config.init_checkpoint, model)
+        if not self.task_config.init_checkpoint:
+            return
+        if not self.task_config.restore_weights:
+            print("starting from random weights, as task.restore_weights=false asks", flush=True)
+            return
+        items = dict(encoder=model.checkpoint_items["encoder"])
+        restore_pretrained(items, self.task_config.init_checkpoint, model)

@@ -25,7 +25,9 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--mode", choices=MODES, default="train_and_eval", help="[train_and_eval]")
     parser.add_argument("--config_file", metavar="F", help="YAML with settings that differ from the defaults")
     parser.add_argument("--data_dir", metavar="DIR", help="prepared corpus, or labelled text")
-    parser.add_argument("--init_checkpoint", metavar="DIR", help="model_dir to take vocabulary, encoder and weights from")
+    parser.add_argument(
+        "--init_checkpoint", metavar="DIR", help="model_dir to take vocabulary, encoder and weights from"
+    )
     parser.add_argument("--params_override", default="", metavar="k=v,…", help="settings that win over CONFIG_FILE")
     args = parser.parse_args(argv)
     args.model_dir = args.model_dir.rstrip("/")

@@ -82,7 +82,7 @@ _NAMES = {"training_loss": "loss", "validation_loss": "loss", "lm_example_loss":
 
 
 def _readable(logs: dict) -> dict[str, float]:
-    """Returns the scalars of the trainer's logs, loss first. The MLM task's own mean loss replaces the mean over steps."""
+    """Returns the scalars of the trainer's logs, loss first. The MLM task's mean loss replaces the mean over steps."""
     values = {key: float(tf.convert_to_tensor(value)) for key, value in logs.items() if not isinstance(value, dict)}
     if "lm_example_loss" in values:
         values.pop("validation_loss", None)

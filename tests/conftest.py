@@ -14,7 +14,28 @@ from shatter_tf.data.tokenizer import SPECIAL_TOKENS
 
 quieten_logging()
 
-WORDS = "the cat dog sat ran on under a mat tree big small red old and then it was very fast".split()
+WORDS = [
+    "the",
+    "cat",
+    "dog",
+    "sat",
+    "ran",
+    "on",
+    "under",
+    "a",
+    "mat",
+    "tree",
+    "big",
+    "small",
+    "red",
+    "old",
+    "and",
+    "then",
+    "it",
+    "was",
+    "very",
+    "fast",
+]
 
 
 @pytest.fixture(autouse=True)

@@ -66,7 +66,9 @@ def _check_gradients(layer, call):
     with tf.GradientTape() as tape:
         outputs = [tf.cast(t, tf.float32) for t in tf.nest.flatten(call(layer, training=True))]
         loss = tf.add_n([tf.reduce_sum(tf.sin(t)) for t in outputs])
-    for variable, gradient in zip(layer.trainable_variables, tape.gradient(loss, layer.trainable_variables), strict=True):
+    for variable, gradient in zip(
+        layer.trainable_variables, tape.gradient(loss, layer.trainable_variables), strict=True
+    ):
         assert gradient is not None, variable.name
         assert np.all(np.isfinite(tf.convert_to_tensor(gradient))), variable.name
         assert np.any(tf.convert_to_tensor(gradient)), variable.name

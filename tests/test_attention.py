@@ -63,8 +63,13 @@ def built(cls, **choices):
 @pytest.mark.parametrize(("family", "mask"), itertools.product(PARTITIONS, MASKS))
 @pytest.mark.parametrize(
     ("activation", "normalizer", "projection"),
-    [("sigmoid", "unit_length", False), ("sigmoid", "row_sum", True), ("softmax", "none", True), ("sigmoid", "none", False)],
-)  # fmt: skip
+    [
+        ("sigmoid", "unit_length", False),
+        ("sigmoid", "row_sum", True),
+        ("softmax", "none", True),
+        ("sigmoid", "none", False),
+    ],
+)
 def test_attention_matches_the_oracle(family, mask, activation, normalizer, projection):
     layer = built(
         ShatterAttention,
@@ -167,7 +172,8 @@ def test_fewer_queries_than_keys_give_the_first_positions():
 
 def test_eager_graph_and_xla_agree():
     layer = built(ShatterEncoderBlock)
-    x, mask, f = tf.constant(inputs()), same_document_mask(tf.constant(MASKS["packed"])), position_partition(layer.config, L)  # fmt: skip
+    x, mask = tf.constant(inputs()), same_document_mask(tf.constant(MASKS["packed"]))
+    f = position_partition(layer.config, L)
 
     def value_and_gradients():
         with tf.GradientTape() as tape:
@@ -183,7 +189,8 @@ def test_eager_graph_and_xla_agree():
 
 def test_dropout_acts_on_the_one_map():
     layer = ShatterAttention(make_config(attention_dropout_rate=0.5))
-    x, mask, f = tf.constant(inputs()), same_document_mask(tf.constant(MASKS["full"])), position_partition(layer.config, L)  # fmt: skip
+    x, mask = tf.constant(inputs()), same_document_mask(tf.constant(MASKS["full"]))
+    f = position_partition(layer.config, L)
     assert len(layer.attention_dropout(tf.ones([B, L, L]), training=True).shape) == 3
     first, second = layer(x, mask, f, training=True)[0], layer(x, mask, f, training=True)[0]
     assert np.any(first.numpy() != second.numpy())

@@ -55,7 +55,9 @@ def _call_block(layer, training=False):
     return layer(VECTORS, same_document_mask(PACKS), position_partition(CONFIG, 11), training=training)
 
 
-ATTENTION = {f"{part}/{w}" for part in ("query", "value", "position_bias", "output_projection") for w in ("kernel", "bias")}
+ATTENTION = {
+    f"{part}/{w}" for part in ("query", "value", "position_bias", "output_projection") for w in ("kernel", "bias")
+}
 BLOCK = {f"attention/{name}" for name in ATTENTION} | {
     *(f"{norm}/{w}" for norm in ("attention_layer_norm", "output_layer_norm") for w in ("gamma", "beta")),
     *(f"{dense}/{w}" for dense in ("intermediate", "output") for w in ("kernel", "bias")),

@@ -46,7 +46,7 @@ def test_symmetric(family):
 
 
 def test_near_positions_fall_to_parts_of_their_own():
-    # With log squashing and scale 2^(P-1) - 1, the knots of the hats lie at r = 1, 7, 31, …: +1 and -1 have a part each.
+    # With log squashing and scale 2^(P-1) - 1, the knots lie at r = 1, 7, 31, …: +1 and -1 have a part each.
     table = partition_table(config("linear", parts=8, scale=127.0), 3).numpy()
     np.testing.assert_allclose(table[4, 3], 1, atol=1e-5)  # r = +1
     np.testing.assert_allclose(table[3, 1], 1, atol=1e-5)  # r = -1

@@ -89,8 +89,6 @@ def test_masking_statistics():
 
 
 def test_a_row_without_ordinary_tokens_predicts_nothing():
-    ids, batch = masked(rows=1, length=6)
-    assert set(ids[0]) <= SPECIAL | {ids[0, 1]}
     ordinary = np.array([False] * 28)
     outputs = mask_row(
         tf.constant([3, 4, 0, 0]), tf.constant([1, 1, 0, 0]), tf.constant([1, 2]), mask_rate=0.15, max_predictions=2,

@@ -26,7 +26,9 @@ def test_casing_and_unicode_normalisation():
 
 
 @pytest.mark.parametrize("lower_case", [True, False])
-@pytest.mark.parametrize("text", [b"", b"\xff\xfe\x00", b"cat\x00dog", b"\xf0\x9f\x98\x80", "عربي".encode(), b"a" * 1000])
+@pytest.mark.parametrize(
+    "text", [b"", b"\xff\xfe\x00", b"cat\x00dog", b"\xf0\x9f\x98\x80", "عربي".encode(), b"a" * 1000]
+)
 def test_any_bytes_are_tokenised(vocabulary, text, lower_case):
     ids = Tokenizer(vocabulary, lower_case).tokenize(tf.constant([text]))
     assert all(0 <= i < len(vocabulary) for i in ids.flat_values.numpy())

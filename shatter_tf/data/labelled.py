@@ -190,7 +190,10 @@ class LabelledDataLoader:
         self.params = params
         rows = load_rows(params)
         self.label_ids = label_ids(rows, params.labels)
-        self.texts = [np.array([text.encode() for text in column], object) for column in zip(*(r.texts for r in rows), strict=True)]
+        self.texts = [
+            np.array([text.encode() for text in column], object)
+            for column in zip(*(r.texts for r in rows), strict=True)
+        ]
         self.tokenizer = Tokenizer(read_vocabulary(params.vocab_file), params.lower_case)
 
     def load(self, input_context: Optional[tf.distribute.InputContext] = None, start_step: int = 0) -> tf.data.Dataset:
@@ -226,7 +229,10 @@ class LabelledDataLoader:
         def encode(indices):
             columns = [tf.gather(column, indices) for column in texts]
             encoded = self.tokenizer.encode(columns[0], columns[1] if len(columns) > 1 else None, params.seq_length)
-            return dict(self.tokenizer.pad(encoded, params.seq_length), label_ids=tf.gather(labels, indices))
+            inputs = self.tokenizer.pad(encoded, params.seq_length)
+            if params.is_training:  # XLA wants every shape static
+                inputs = {key: tf.ensure_shape(ids, [batch_size, params.seq_length]) for key, ids in inputs.items()}
+            return dict(inputs, label_ids=tf.gather(labels, indices))
 
         batches = rows.batch(batch_size, drop_remainder=params.is_training)
         return batches.map(encode, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(tf.data.AUTOTUNE)

@@ -1,7 +1,7 @@
 """Prepared corpora: sharded TFRecords of token ids, with a corpus.json that says what is in them.
 
-One record is one document: a tf.train.Example whose `ids` are [CLS] tokens… [SEP]. Which split and which shard a
-document goes to depends on its text alone, so every shard is a random sample of the corpus and duplicates stay together.
+One record is one document: a tf.train.Example whose `ids` are [CLS] tokens… [SEP]. Which split and which shard it goes
+to depends on its text alone, so every shard is a random sample of the corpus, and duplicates stay together.
 """
 
 import dataclasses

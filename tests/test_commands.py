@@ -1,0 +1,289 @@
+"""The commands as a user runs them: real processes, from text to a served prediction, and every refusal."""
+
+import importlib
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import time
+
+import pytest
+
+from shatter_tf.command_line import UserError
+
+ROOT = pathlib.Path(__file__).parents[1]
+SENTENCES = [
+    "the cat sat on the mat",
+    "a big dog ran very fast",
+    "the old tree was small and red",
+    "then it was under the mat",
+]
+TINY = (
+    "task.model.encoder.any.hidden_size=16,task.model.encoder.any.num_layers=1,task.model.encoder.any.num_parts=4,"
+    "task.model.encoder.any.intermediate_size=16"
+)
+
+
+def command(name, *flags, stdin=None):
+    """Runs a command; returns its exit code, stdout and stderr."""
+    done = subprocess.run(
+        [sys.executable, "-m", f"shatter_tf.{name}", *map(str, flags)],
+        capture_output=True, text=True, cwd=ROOT, input=stdin, timeout=300,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": "-1", "PYTHONWARNINGS": "ignore"},
+    )  # fmt: skip
+    return done.returncode, done.stdout, done.stderr
+
+
+def succeed(name, *flags, stdin=None):
+    code, out, err = command(name, *flags, stdin=stdin)
+    assert code == 0, err
+    return out, err
+
+
+def refuse(name, *flags):
+    """Asserts that a command refuses, and returns the line it would print. In this process, which saves minutes."""
+    with pytest.raises(UserError) as refusal:
+        importlib.import_module(f"shatter_tf.{name}").main([str(flag) for flag in flags])
+    message = str(refusal.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A corpus, a pretrained and a fine-tuned run, and an export: made once, by the commands themselves."""
+    base = tmp_path_factory.mktemp("world")
+    (base / "text.txt").write_text("\n\n".join(f"{s}\n{s} {i}" for i in range(60) for s in SENTENCES) + "\n")
+    (base / "labelled").mkdir()
+    rows = [f"{SENTENCES[i % 4]}\t{'animal' if i % 4 < 2 else 'thing'}\n" for i in range(40)]
+    (base / "labelled/train.tsv").write_text("".join(rows))
+    (base / "labelled/dev.tsv").write_text("".join(rows[:10]))
+    out = {}
+    out["prepare"] = succeed(
+        "prepare", f"--input={base}/text.txt", f"--output_dir={base}/corpus", "--vocab_size=120", "--seq_length=32",
+        "--validation_fraction=0.1",
+    )  # fmt: skip
+    override = f"{TINY},trainer.train_steps=6,trainer.steps_per_loop=2,task.train_data.global_batch_size=8"
+    out["pretrain"] = succeed(
+        "train", "--experiment=shatter/pretrain", f"--data_dir={base}/corpus", f"--model_dir={base}/pretrain",
+        f"--params_override={override}",
+    )  # fmt: skip
+    out["classify"] = succeed(
+        "train", "--experiment=shatter/classify", f"--data_dir={base}/labelled", f"--model_dir={base}/classify",
+        f"--init_checkpoint={base}/pretrain",
+        "--params_override=trainer.train_steps=60,task.train_data.global_batch_size=8,task.train_data.seq_length=16,"
+        "trainer.optimizer_config.learning_rate.polynomial.initial_learning_rate=0.01",
+    )  # fmt: skip
+    out["export"] = succeed("export", f"--model_dir={base}/classify", f"--export_dir={base}/served")
+    return base, out
+
+
+@pytest.mark.slow
+def test_the_whole_path(world):
+    base, out = world
+    corpus = json.loads((base / "corpus/corpus.json").read_text())
+    assert corpus["seq_length"] == 32
+    assert sum(s["documents"] for s in corpus["train"] + corpus["validation"]) == 240
+    assert corpus["unknown_tokens"] == 0
+
+    stdout, stderr = out["pretrain"]
+    assert stderr == ""  # the libraries' noise is kept off
+    lines = [line for line in stdout.splitlines() if line.startswith("step ") and "validation" not in line]
+    assert [line.split()[1] for line in lines] == ["2/6", "4/6", "6/6"]
+    for word in ("loss", "masked_lm_accuracy", "learning_rate", "examples/s", "left"):
+        assert word in lines[-1]
+    metrics = json.loads((base / "pretrain/metrics.json").read_text())
+    assert metrics["step"] == 6
+    assert metrics["loss"] > 0
+    for path in ("experiment.json", "params.yaml", "vocab.txt", "checkpoint", "best/checkpoint", "train", "validation"):
+        assert (base / "pretrain" / path).exists(), path
+
+    stdout, stderr = out["classify"]
+    assert stderr == ""
+    assert "restored from" in stdout
+    assert "not used: masked_lm" in stdout
+    accuracy = json.loads((base / "classify/metrics.json").read_text())["cls_accuracy"]
+    assert accuracy == 1.0  # four sentences by heart
+
+    for flags, stdin in (([*SENTENCES], None), ([], "\n".join(SENTENCES) + "\n")):
+        stdout, stderr = succeed("predict", f"--model={base}/served", *flags, stdin=stdin)
+        predictions = [json.loads(line) for line in stdout.splitlines()]
+        assert [p["label"] for p in predictions] == ["animal", "animal", "thing", "thing"]
+        assert [p["text"] for p in predictions] == SENTENCES
+        assert all(abs(sum(p["probabilities"].values()) - 1) < 1e-4 for p in predictions)
+        assert stderr == ""
+
+
+@pytest.mark.slow
+def test_relaunching_goes_on_and_eval_changes_nothing(world, tmp_path):
+    base, _ = world
+    run = tmp_path / "run"
+    flags = ["--experiment=shatter/pretrain", f"--data_dir={base}/corpus", f"--model_dir={run}"]
+    sizes = f"{TINY},task.train_data.global_batch_size=8,trainer.steps_per_loop=2"
+    succeed("train", *flags, "--mode=train", f"--params_override={sizes},trainer.train_steps=2")
+    assert not (run / "metrics.json").exists()
+    out, _ = succeed("train", *flags, f"--params_override={sizes},trainer.train_steps=4")
+    assert "from step 2" in out
+    assert "step 4/4" in out
+    before = sorted((p.name, p.stat().st_size) for p in run.glob("ckpt*"))
+    succeed("train", *flags, "--mode=eval", f"--params_override={sizes},trainer.train_steps=4")
+    assert sorted((p.name, p.stat().st_size) for p in run.glob("ckpt*")) == before
+    assert json.loads((run / "metrics.json").read_text())["step"] == 4
+
+
+@pytest.mark.slow
+def test_workers_do_not_change_the_corpus(world, tmp_path):
+    base, _ = world
+    text = (base / "text.txt").read_text() * 40
+    (tmp_path / "big.txt").write_text(text)
+    for workers in (1, 2):
+        code = (
+            "import sys; from shatter_tf import prepare; prepare._WORKER_BYTES = 1; prepare._CHUNK_CHARACTERS = 9999;"
+            "prepare._SHARD_BYTES = 200_000\n"
+            "if __name__ == '__main__': prepare.main(sys.argv[1:])\n"
+        )
+        script = tmp_path / "prepare_small_chunks.py"
+        script.write_text(code)
+        subprocess.run(
+            [sys.executable, script, f"--input={tmp_path}/big.txt", f"--output_dir={tmp_path}/corpus{workers}",
+             f"--vocab_file={base}/corpus/vocab.txt", f"--num_workers={workers}", "--validation_fraction=0.1"],
+            check=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True,
+        )  # fmt: skip
+    first, second = tmp_path / "corpus1", tmp_path / "corpus2"
+    names = sorted(p.name for p in first.iterdir())
+    assert len([n for n in names if n.startswith("train-")]) > 1
+    assert names == sorted(p.name for p in second.iterdir())
+    for name in names:
+        assert (first / name).read_bytes() == (second / name).read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "flags", "message"),
+    [
+        ("train", ["--experiment=shatter/pretrian", "--model_dir={base}/run"], "did you mean shatter/pretrain?"),
+        ("prepare", ["--input={base}/none*", "--output_dir={base}/other"], "no such file"),
+    ],
+)
+def test_a_refusal_is_one_line_and_exit_code_2(world, name, flags, message):
+    base, _ = world
+    begin = time.time()
+    code, _, err = command(name, *(flag.format(base=base) for flag in flags))
+    assert code == 2
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert message in err
+    assert time.time() - begin < 30  # 15 s is the promise; a busy test machine gets twice that
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--experiment=shatter/pretrian", "--data_dir={base}/corpus"], "did you mean shatter/pretrain?"),
+        (["--params_override=trainer.train_step=5"], "no setting trainer.train_step (did you mean train_steps"),
+        (["--params_override=task.model.encoder.any.hidden_size=foo"], "hidden_size='foo' is not a whole number"),
+        (["--params_override=task.model.encoder.any.num_parts=7"], "hidden_size=768 is not divisible by num_parts=7"),
+        (["--params_override=task.train_data.seq_length=1024"], "seq_length=1024 is longer than the encoder's 512"),
+        (["--params_override=runtime.num_gpus=8"], "runtime.num_gpus=8, but this machine has 0"),
+        (["--params_override=runtime.mixed_precision_dtype=float16"], "use float32 or bfloat16"),
+        (["--params_override=task.model.encoder.any.vocab_size=50"], "less than the vocabulary's"),
+        (["--params_override=nonsense"], "expected key=value"),
+        (["--config_file={base}/none.yaml"], "no such file"),
+        (["--data_dir={base}/none"], "no such file; make a corpus with"),
+        (["--init_checkpoint={base}/labelled"], "not a training directory"),
+    ],
+)
+def test_train_refuses(world, tmp_path, flags, message):
+    base, _ = world
+    given = {flag.split("=")[0] for flag in flags}
+    defaults = [f"--data_dir={base}/corpus", "--experiment=shatter/pretrain"]
+    defaults = [flag for flag in defaults if flag.split("=")[0] not in given]
+    flags = [flag.format(base=base) for flag in flags]
+    assert message in refuse("train", *defaults, *flags, f"--model_dir={tmp_path}/run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_train_refuses_unfit_data_and_directories(world, tmp_path):
+    base, _ = world
+    labelled = tmp_path / "labelled"
+    shutil.copytree(base / "labelled", labelled)
+    with open(labelled / "dev.tsv", "a") as f:
+        f.write("it was fast\tplant\n")
+    classify = ["--experiment=shatter/classify", f"--init_checkpoint={base}/pretrain", f"--data_dir={labelled}"]
+    message = refuse("train", *classify, f"--model_dir={tmp_path}/run")
+    assert "dev.tsv:11: the label 'plant' is not among the training labels (animal, thing)" in message
+
+    (labelled / "dev.tsv").write_text("a row without a label\n")
+    assert "dev.tsv:1: 1 column" in refuse("train", *classify, f"--model_dir={tmp_path}/run")
+
+    vocabulary = tmp_path / "vocab.txt"
+    vocabulary.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "cat"]))
+    flag = f"--params_override=task.train_data.vocab_file={vocabulary}"
+    message = refuse("train", *classify[:2], f"--data_dir={base}/labelled", flag, f"--model_dir={tmp_path}/run")
+    assert "its vocabulary is not the one of this run" in message
+    assert not (tmp_path / "run").exists()
+
+    # A model_dir of another experiment or shape is refused before anything in it changes.
+    run = tmp_path / "pretrain"
+    shutil.copytree(base / "pretrain", run)
+    before = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in run.rglob("*") if p.is_file()}
+    flags = [f"--data_dir={base}/labelled", f"--init_checkpoint={base}/pretrain", f"--model_dir={run}"]
+    assert "holds a run of shatter/pretrain" in refuse("train", "--experiment=shatter/classify", *flags)
+    flags = ["--experiment=shatter/pretrain", f"--data_dir={base}/corpus", f"--model_dir={run}"]
+    message = refuse("train", *flags, f"--params_override={TINY},task.model.encoder.any.num_layers=2")
+    assert "encoder.any.num_layers was 1, not 2" in message
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home/diary.txt").write_text("dear")
+    assert "not empty" in refuse("train", *flags[:2], f"--model_dir={tmp_path}/home")
+    assert before == {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in run.rglob("*") if p.is_file()}
+
+
+@pytest.mark.slow
+def test_prepare_refuses(world, tmp_path):
+    base, _ = world
+    (tmp_path / "bad.txt").write_bytes(b"fine\nnot \xff fine\n" * 3)
+    (tmp_path / "empty.txt").write_bytes(b"")
+    (tmp_path / "vocab.txt").write_text("[PAD]\ncat\n")
+    text, out = f"--input={base}/text.txt", f"--output_dir={tmp_path}/corpus"
+    assert "invalid UTF-8 at byte 9" in refuse("prepare", f"--input={tmp_path}/bad.txt", out)
+    assert "empty.txt: the file is empty" in refuse("prepare", f"--input={tmp_path}/empty.txt", out)
+    assert "no such file" in refuse("prepare", f"--input={tmp_path}/none*", out)
+    assert "lacks [UNK] [CLS] [SEP] [MASK]" in refuse("prepare", text, out, f"--vocab_file={tmp_path}/vocab.txt")
+    assert "not empty" in refuse("prepare", text, f"--output_dir={base}/corpus", "--vocab_size=120")
+    message = refuse("prepare", text, out, "--vocab_size=120", "--validation_fraction=0.000001")
+    assert "0 for validation; give more documents" in message
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.txt", "empty.txt", "vocab.txt"]  # nothing left behind
+    succeed(
+        "prepare", f"--input={tmp_path}/bad.txt,{base}/text.txt", out, "--errors=replace", "--layout=blank_line",
+        "--vocab_size=120", "--validation_fraction=0.2",
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_export_and_predict_refuse(world, tmp_path):
+    base, _ = world
+    message = refuse("export", f"--model_dir={base}/pretrain", f"--export_dir={tmp_path}/out")
+    assert "fine-tune it with --experiment=shatter/classify" in message
+    assert "not a training directory" in refuse("export", f"--model_dir={tmp_path}", f"--export_dir={tmp_path}/out")
+    assert "no SavedModel there" in refuse("predict", f"--model={tmp_path}", "text")
+    assert "the model takes text" in refuse("predict", f"--model={base}/served", "a\tb")
+    assert not (tmp_path / "out").exists()
+
+
+def test_help_is_fast():
+    for name in ("prepare", "train", "export", "predict"):
+        begin = time.time()
+        out, _ = succeed(name, "--help")
+        assert f"python -m shatter_tf.{name}" in out
+        assert len(out.splitlines()) < 40
+        assert time.time() - begin < 2
+
+
+def test_a_missing_flag_is_one_line_of_usage():
+    code, _, err = command("train")
+    assert code == 2
+    assert "required: --experiment, --model_dir" in err

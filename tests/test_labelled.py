@@ -1,0 +1,138 @@
+"""Labelled text: what is read, what is refused with file and line, and the order of batches."""
+
+import json
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from shatter_tf.command_line import UserError
+from shatter_tf.data import labelled
+from shatter_tf.data.labelled import LabelledDataConfig, LabelledDataLoader, Row, read_rows
+
+
+def write(tmp_path, name, content):
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.tsv", 'the cat\tx\na, "dog"\ty\n'),
+        ("a.tsv", 'the cat\tx\r\n\r\na, "dog"\ty'),
+        ("a.csv", 'text,label\nthe cat,x\n"a, ""dog""",y\n'),
+        ("a.jsonl", '{"text": "the cat", "label": "x"}\n{"label": "y", "text": "a, \\"dog\\""}\n'),
+    ],
+)
+def test_formats(tmp_path, name, content):
+    rows = read_rows(write(tmp_path, name, content))
+    assert [(row.texts, row.label) for row in rows] == [(("the cat",), "x"), (('a, "dog"',), "y")]
+
+
+def test_pairs_and_numbers(tmp_path):
+    rows = read_rows(write(tmp_path, "a.jsonl", json.dumps(dict(text_a="a", text_b="b", label=1))))
+    assert rows == [Row(("a", "b"), "1", rows[0].where)]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.tsv", "a\tx\nb\n", "a.tsv:2: 1 column"),
+        ("a.tsv", "a\tx\nb\t\n", "a.tsv:2: the label is empty"),
+        ("a.tsv", "a\tx\n\ty\n", "a.tsv:2: the text is empty"),
+        ("a.tsv", "a\tx\na\tb\ty\n", "a.tsv:2: 3 columns, but the first row has 2"),
+        ("a.tsv", "a\tb\tc\td\n", "a.tsv:1: 4 column"),
+        ("a.tsv", "\n\n", "the file has no rows"),
+        ("a.tsv", b"a\tx\nb\xff\ty\n", "a.tsv: invalid UTF-8 at byte 5"),
+        ("a.csv", 'a,x\n"b,y\n', "a.csv:"),
+        ("a.jsonl", '{"text": "a", "label": "x"}\n{"text": \n', "a.jsonl:2: not JSON"),
+        ("a.jsonl", '{"text": "a"}\n', "a.jsonl:1: no label"),
+        ("a.jsonl", '["a"]\n', "a.jsonl:1: no text and no label"),
+        ("a.txt", "a\tx\n", "must end in .tsv, .csv, .jsonl"),
+    ],
+)
+def test_malformed_rows_are_refused(tmp_path, name, content, message):
+    with pytest.raises(UserError, match=message):
+        read_rows(write(tmp_path, name, content))
+
+
+def test_unseen_labels_are_refused():
+    rows = [Row(("a",), "x", "dev.tsv:1"), Row(("b",), "z", "dev.tsv:2")]
+    with pytest.raises(UserError, match=r"dev.tsv:2: the label 'z' is not among the training labels \(x, y\)"):
+        labelled.label_ids(rows, ["x", "y"])
+
+
+def test_the_file_of_a_split(tmp_path):
+    with pytest.raises(UserError, match="no train.tsv, .csv or .jsonl"):
+        labelled.find_file(str(tmp_path), "train")
+    path = write(tmp_path, "train.csv", "a,x\n")
+    assert labelled.find_file(str(tmp_path), "train") == path
+    write(tmp_path, "train.tsv", "a\tx\n")
+    with pytest.raises(UserError, match="both .*train.tsv and .*train.csv exist"):
+        labelled.find_file(str(tmp_path), "train")
+
+
+@pytest.fixture
+def loader(tmp_path, vocab_file):
+    path = write(tmp_path, "train.tsv", "".join(f"{'cat ' * (i + 1)}\t{'xyz'[i % 3]}\n" for i in range(10)))
+
+    def make(**choices):
+        settings = dict(input_path=path, is_training=True, seq_length=16, global_batch_size=4, vocab_file=vocab_file)
+        return LabelledDataLoader(LabelledDataConfig(**{**settings, "labels": ["x", "y", "z"], **choices}))
+
+    return make
+
+
+def take(dataset, number):
+    return [{key: value.numpy() for key, value in batch.items()} for batch in dataset.take(number)]
+
+
+def lengths(batches):
+    return np.concatenate([batch["input_mask"].sum(axis=1) - 2 for batch in batches]).tolist()
+
+
+def test_a_step_is_a_function_of_seed_and_step(loader):
+    whole = take(loader().load(), 12)
+    for start in (0, 1, 5, 11):
+        for a, b in zip(take(loader().load(start_step=start), 12 - start), whole[start:], strict=True):
+            for key in a:
+                np.testing.assert_array_equal(a[key], b[key])
+    assert lengths(take(loader(seed=1).load(), 12)) != lengths(whole)
+    epochs = np.array(lengths(whole)[:40]).reshape(4, 10)
+    assert [sorted(epoch) for epoch in epochs.tolist()] == [list(range(1, 11))] * 4
+    assert len({tuple(epoch) for epoch in epochs.tolist()}) > 1
+
+
+def test_evaluation_sees_every_row_once_in_order(loader):
+    batches = take(loader(is_training=False).load(), 100)
+    assert lengths(batches) == list(range(1, 11))
+    assert np.concatenate([b["label_ids"] for b in batches]).tolist() == [0, 1, 2] * 3 + [0]
+
+
+def test_any_number_of_machines_sees_the_same_global_batch(loader):
+    parts = [take(loader().load(tf.distribute.InputContext(2, n, 2)), 5) for n in range(2)]
+    for step, batch in enumerate(take(loader().load(), 5)):
+        assert sorted(lengths([parts[0][step], parts[1][step]])) == sorted(lengths([batch]))
+
+
+def test_static_shapes_in_training(loader):
+    spec = loader().load().element_spec
+    assert {key: tuple(s.shape) for key, s in spec.items()} == {
+        "input_word_ids": (4, 16), "input_mask": (4, 16), "input_type_ids": (4, 16), "label_ids": (4,)
+    }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_tfds_names(tmp_path, vocab_file):
+    from cats_and_dogs import CatsAndDogs
+
+    CatsAndDogs(data_dir=tmp_path / "tfds").download_and_prepare()
+    settings = dict(tfds_name="cats_and_dogs", tfds_data_dir=str(tmp_path / "tfds"), vocab_file=vocab_file)
+    rows = labelled.load_rows(LabelledDataConfig(tfds_split="validation", **settings))
+    assert sorted((row.texts, row.label) for row in rows) == [(("the cat",), "cat"), (("the dog",), "dog")]
+    with pytest.raises(UserError, match="no feature 'sentense'.*did you mean sentence"):
+        labelled.load_rows(LabelledDataConfig(tfds_split="train", text_fields=["sentense"], **settings))
+    with pytest.raises(UserError, match="tfds_name=no_such_dataset"):
+        labelled.load_rows(LabelledDataConfig(tfds_name="no_such_dataset", tfds_split="train"))
