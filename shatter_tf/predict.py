@@ -31,10 +31,8 @@ def main(argv: list[str]) -> None:
     import tensorflow as tf
     import tensorflow_text as _  # noqa: F401  registers the tokenizer's operations
 
-    from shatter_tf import serving
-
     quieten_logging()
-    signature = tf.saved_model.load(serving.latest_version(args.model)).signatures["serving_default"]
+    signature = tf.saved_model.load(latest_version(args.model)).signatures["serving_default"]
     names = sorted(signature.structured_input_signature[1])
     texts = iter(args.texts) if args.texts else (line.rstrip("\n") for line in sys.stdin)
     for batch in _batches(texts):
@@ -52,6 +50,18 @@ def main(argv: list[str]) -> None:
             line["probability"] = max(probabilities)
             line["probabilities"] = dict(zip(labels, probabilities, strict=True))
             print(json.dumps(line, ensure_ascii=False), flush=True)
+
+
+def latest_version(model: str) -> str:
+    """Returns the directory of a SavedModel: `model` itself, or its highest version; raises UserError."""
+    from tensorflow.io import gfile
+
+    versions = [name.rstrip("/") for name in gfile.listdir(model)] if gfile.isdir(model) else []
+    numbers = sorted((int(name) for name in versions if name.isdigit()), reverse=True)
+    for path in (model, *(f"{model}/{number}" for number in numbers)):
+        if gfile.exists(f"{path}/saved_model.pb"):
+            return path
+    raise UserError(f"--model={model}: no SavedModel there; make one with `python -m shatter_tf.export`")
 
 
 def _batches(texts: Iterator[str]) -> Iterator[list[str]]:

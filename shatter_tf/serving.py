@@ -72,13 +72,3 @@ def next_version(export_dir: str) -> int:
     """Returns one more than the highest version in `export_dir`, or 1."""
     names = tf.io.gfile.listdir(export_dir) if tf.io.gfile.exists(export_dir) else []
     return 1 + max((int(name.rstrip("/")) for name in names if name.rstrip("/").isdigit()), default=0)
-
-
-def latest_version(model: str) -> str:
-    """Returns the directory of a SavedModel: `model` itself, or its highest version; raises UserError."""
-    if tf.io.gfile.exists(f"{model}/saved_model.pb"):
-        return model
-    version = next_version(model) - 1
-    if not tf.io.gfile.exists(f"{model}/{version}/saved_model.pb"):
-        raise UserError(f"--model={model}: no SavedModel there; make one with `python -m shatter_tf.export`")
-    return f"{model}/{version}"

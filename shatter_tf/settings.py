@@ -21,6 +21,7 @@ from official.nlp.configs.encoders import BertEncoderConfig
 
 from shatter_tf import model_dir as model_dirs
 from shatter_tf.command_line import UserError, nearest
+from shatter_tf.config import ShatterConfig
 from shatter_tf.data import labelled
 from shatter_tf.data.shards import VOCABULARY_FILE, Corpus
 from shatter_tf.data.tokenizer import read_vocabulary
@@ -29,6 +30,9 @@ from shatter_tf.model_dir import Run
 
 # Model Garden's BERT, as a layer: `type=bert` in a config means this.
 BERT = "bert_v2"
+_SHARED_ENCODER_FIELDS = [
+    field.name for field in dataclasses.fields(BertEncoderConfig) if hasattr(ShatterConfig(), field.name)
+]
 # What validation takes over from training data unless it is set itself.
 _SHARED_DATA_FIELDS = [
     "global_batch_size",
@@ -173,6 +177,8 @@ def resolve(
     _override(params, in_file, f"--config_file={config_file}")
     _override(params, in_flag, "--params_override")
     explicit = merge(in_file, in_flag)
+    if initial and initial.params.task.model.encoder.type == BERT and task.model.encoder.type == "bert":
+        task.model.encoder.type = BERT
 
     load_data = _load_corpus if experiment == "shatter/pretrain" else _load_labelled
     vocabulary, lower_case = load_data(params, explicit, data_dir, initial)
@@ -262,14 +268,13 @@ def _derive_encoder(params: cfg.ExperimentConfig, explicit: dict, vocabulary_siz
         bert = BertEncoderConfig(
             num_attention_heads=shatter.num_parts,
             max_position_embeddings=shatter.max_sequence_length,
-            **{
-                field.name: getattr(shatter, field.name)
-                for field in dataclasses.fields(BertEncoderConfig)
-                if hasattr(shatter, field.name)
-            },
+            **{name: getattr(shatter, name) for name in _SHARED_ENCODER_FIELDS},
         )
         bert.override(_dig(own, "bert"), is_strict=True)
         encoder.override({"type": BERT, BERT: bert.as_dict()}, is_strict=True)
+    elif encoder.type == BERT:  # from a checkpoint; what the run says of Shatter holds for its rival too
+        ours = _dig(own, "any")
+        encoder.get().override({name: ours[name] for name in _SHARED_ENCODER_FIELDS if name in ours}, is_strict=True)
 
 
 def _derive_trainer(params: cfg.ExperimentConfig) -> None:

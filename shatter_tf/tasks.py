@@ -30,7 +30,6 @@ class PretrainConfig(masked_lm.MaskedLMConfig):
     model: bert.PretrainerConfig = dataclasses.field(
         default_factory=lambda: bert.PretrainerConfig(encoder=shatter_encoder_config(), cls_heads=[])
     )
-    scale_loss: bool = True  # otherwise gradients grow with the number of replicas
     train_data: PretrainDataConfig = dataclasses.field(default_factory=lambda: PretrainDataConfig(is_training=True))
     validation_data: PretrainDataConfig = dataclasses.field(
         default_factory=lambda: PretrainDataConfig(is_training=False)
@@ -71,18 +70,32 @@ def _freeze_unused_pooler(encoder: tf_keras.layers.Layer) -> None:
         encoder.pooler_layer.trainable = False
 
 
-class _ResumableData:
-    """Loads data from `start_step` on; the driver sets it to the step of the checkpoint it resumes from."""
+class _Task:
+    """What both tasks do otherwise than Model Garden's: read data from a given step on, and train on dense gradients."""
 
-    start_step = 0
+    start_step = 0  # the driver sets it to the step of the checkpoint it resumes from
 
     def build_inputs(self, params, input_context: Optional[tf.distribute.InputContext] = None):
         loader = data_loader_factory.get_data_loader(params)
         return loader.load(input_context, self.start_step if params.is_training else 0)
 
+    def train_step(self, inputs, model, optimizer, metrics=None):
+        with tf.GradientTape() as tape:
+            outputs = model(inputs, training=True)
+            loss = self.build_losses(inputs, outputs, metrics=metrics, aux_losses=model.losses)
+            # The optimizer sums gradients over replicas.
+            scaled_loss = loss / tf.distribute.get_strategy().num_replicas_in_sync
+        variables = model.trainable_variables
+        # The word embeddings' gradient is a list of rows with repeats: clipping misreads its norm, and XLA sorts it at
+        # length (a third of a small encoder's step).
+        gradients = [tf.convert_to_tensor(gradient) for gradient in tape.gradient(scaled_loss, variables)]
+        optimizer.apply_gradients(list(zip(gradients, variables, strict=True)))
+        self.process_metrics(metrics or [], inputs, outputs)
+        return {self.loss: loss}
+
 
 @task_factory.register_task_cls(PretrainConfig)
-class PretrainTask(_ResumableData, masked_lm.MaskedLMTask):
+class PretrainTask(_Task, masked_lm.MaskedLMTask):
     """Masked-LM pretraining of Shatter, or of Model Garden's BERT on the same packed rows."""
 
     def _build_encoder(self, encoder_cfg):
@@ -100,14 +113,14 @@ class PretrainTask(_ResumableData, masked_lm.MaskedLMTask):
         model(model.inputs)  # builds the masked-LM head, so that a checkpoint can be compared with it
         return model
 
-    def build_losses(self, labels, model_outputs, metrics, aux_losses=None):
+    def build_losses(self, labels, model_outputs, metrics=None, aux_losses=None):
         # As Model Garden's, but the mean loss it reports is over predictions: its mean over batches would count the
         # last, partly empty batch of an evaluation as much as a full one.
         losses = tf_keras.losses.sparse_categorical_crossentropy(
             labels["masked_lm_ids"], tf.cast(model_outputs["mlm_logits"], tf.float32), from_logits=True
         )
         weights = labels["masked_lm_weights"]
-        for metric in metrics:
+        for metric in metrics or []:
             if metric.name == "lm_example_loss":
                 metric.update_state(losses, sample_weight=weights)
         loss = tf.math.divide_no_nan(tf.reduce_sum(losses * weights), tf.reduce_sum(weights))
@@ -120,12 +133,15 @@ class PretrainTask(_ResumableData, masked_lm.MaskedLMTask):
 
 
 @task_factory.register_task_cls(ClassifyConfig)
-class ClassifyTask(_ResumableData, sentence_prediction.SentencePredictionTask):
+class ClassifyTask(_Task, sentence_prediction.SentencePredictionTask):
     """Classification with a head of Model Garden's on the first token."""
 
     def __init__(self, params, logging_dir=None, name=None):
         super().__init__(params, logging_dir, name=name)
         self.label_field = "label_ids"  # the base class would take the data config's, which names a TFDS feature
+
+    def build_losses(self, labels, model_outputs, metrics=None, aux_losses=None):
+        return super().build_losses(labels, model_outputs, aux_losses)
 
     def build_model(self):
         model = super().build_model()

@@ -106,3 +106,39 @@ def random_documents():
         ]
 
     return documents
+
+
+@pytest.fixture
+def pretrain(write_corpus, random_documents):
+    """Returns a function that resolves a tiny run of shatter/pretrain, with more overrides."""
+    path = write_corpus(random_documents(shards=2, per_shard=30))
+
+    from tiny import tiny_override
+
+    from shatter_tf import settings
+
+    def make(more=""):
+        override = ",".join(filter(None, [tiny_override(), "task.train_data.global_batch_size=4", more]))
+        return settings.resolve("shatter/pretrain", data_dir=path, params_override=override)
+
+    return make
+
+
+@pytest.fixture
+def classify(tmp_path, vocab_file):
+    """Returns a function that resolves a tiny run of shatter/classify on texts or pairs, without a checkpoint."""
+    from tiny import tiny_override
+
+    from shatter_tf import settings
+
+    def make(columns=1, labels=3, more=""):
+        for split in ("train", "dev"):
+            rows = ["\t".join(["the cat sat"] * columns + [f"label{i % labels}"]) for i in range(12)]
+            (tmp_path / f"{split}.tsv").write_text("\n".join(rows))
+        override = [tiny_override(), "task.train_data.global_batch_size=4,task.train_data.seq_length=16", more]
+        override.append(f"task.train_data.vocab_file={vocab_file}")
+        return settings.resolve(
+            "shatter/classify", data_dir=str(tmp_path), params_override=",".join(filter(None, override))
+        )
+
+    return make

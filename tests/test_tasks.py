@@ -11,68 +11,15 @@ from official.core import config_definitions as cfg
 from official.core import exp_factory, task_factory
 from official.nlp.configs import encoders
 from official.nlp.tasks import question_answering, tagging
+from tiny import TINY, one_step
 
-from shatter_tf import checkpoints, experiments, settings
+from shatter_tf import checkpoints, experiments
 from shatter_tf.command_line import UserError
 from shatter_tf.config import ShatterConfig
-
-TINY = dict(hidden_size=12, num_layers=2, num_parts=3, intermediate_size=10, max_sequence_length=32)
 
 
 def tiny_encoder(**choices) -> ShatterConfig:
     return ShatterConfig(vocab_size=64, **{**TINY, "dropout_rate": 0.0, "attention_dropout_rate": 0.0, **choices})
-
-
-def tiny_override(**choices) -> str:
-    sizes = {**TINY, "dropout_rate": 0.0, "attention_dropout_rate": 0.0, **choices}
-    return ",".join(f"task.model.encoder.any.{key}={value}" for key, value in sizes.items())
-
-
-@pytest.fixture
-def pretrain(write_corpus, random_documents):
-    path = write_corpus(random_documents(shards=2, per_shard=30))
-
-    def make(more=""):
-        override = ",".join(filter(None, [tiny_override(), "task.train_data.global_batch_size=4", more]))
-        return settings.resolve("shatter/pretrain", data_dir=path, params_override=override)
-
-    return make
-
-
-@pytest.fixture
-def classify(tmp_path, vocab_file):
-    def make(columns=1, labels=3, more=""):
-        for split in ("train", "dev"):
-            rows = ["\t".join(["the cat sat"] * columns + [f"label{i % labels}"]) for i in range(12)]
-            (tmp_path / f"{split}.tsv").write_text("\n".join(rows))
-        override = [tiny_override(), "task.train_data.global_batch_size=4,task.train_data.seq_length=16", more]
-        override.append(f"task.train_data.vocab_file={vocab_file}")
-        return settings.resolve(
-            "shatter/classify", data_dir=str(tmp_path), params_override=",".join(filter(None, override))
-        )
-
-    return make
-
-
-def one_step(params: cfg.ExperimentConfig, jit_compile=False):
-    """Takes a train and an eval step; returns the task, the model, the optimizer and both logs."""
-    task = task_factory.get_task(params.task)
-    model = task.build_model()
-    optimizer = task.create_optimizer(params.trainer.optimizer_config)
-    metrics = task.build_metrics()
-    data = next(iter(task.build_inputs(params.task.train_data)))
-    train = tf.function(
-        lambda x: task.train_step(x, model=model, optimizer=optimizer, metrics=metrics), jit_compile=jit_compile
-    )
-    logs = train(data)
-    before = [variable.numpy() for variable in model.trainable_variables]
-    train(data)
-    changed = [np.any(v.numpy() != b) for v, b in zip(model.trainable_variables, before, strict=True)]
-    validation = next(iter(task.build_inputs(params.task.validation_data)))
-    evaluated = tf.function(lambda x: task.validation_step(x, model=model, metrics=metrics))(validation)
-    assert np.isfinite(logs["loss"])
-    assert np.isfinite(evaluated["loss"])
-    return task, model, optimizer, changed
 
 
 @pytest.mark.parametrize("encoder", ["any", "bert"])

@@ -1,0 +1,103 @@
+"""From flags and files to settings: what wins, what is derived, and what is refused."""
+
+import pathlib
+import re
+
+import pytest
+from tiny import tiny_override
+
+from shatter_tf import settings
+from shatter_tf.command_line import UserError
+
+
+def test_unset_schedule_and_intervals_follow_from_train_steps(pretrain):
+    params = pretrain("trainer.train_steps=5000").params
+    trainer, optimizer = params.trainer, params.trainer.optimizer_config
+    assert optimizer.learning_rate.polynomial.decay_steps == 5000
+    assert optimizer.warmup.polynomial.warmup_steps == 500
+    assert (trainer.steps_per_loop, trainer.validation_interval, trainer.checkpoint_interval) == (100, 1000, 1000)
+    params = pretrain(
+        "trainer.train_steps=5000,trainer.steps_per_loop=30,trainer.checkpoint_interval=60,"
+        "trainer.optimizer_config.learning_rate.polynomial.decay_steps=7"
+    ).params
+    assert params.trainer.optimizer_config.learning_rate.polynomial.decay_steps == 7
+    assert (params.trainer.steps_per_loop, params.trainer.checkpoint_interval) == (30, 60)
+    assert params.trainer.validation_interval % 30 == 0
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 19, 20, 21, 12345])
+def test_derived_intervals_fit_each_other(pretrain, steps):
+    trainer = pretrain(f"trainer.train_steps={steps}").params.trainer
+    assert trainer.validation_interval % trainer.steps_per_loop == 0
+    assert trainer.checkpoint_interval % trainer.steps_per_loop == 0
+
+
+def test_validation_follows_training_unless_set(pretrain):
+    task = pretrain(
+        "task.train_data.seq_length=24,task.train_data.mask_rate=0.3,task.validation_data.mask_rate=0.2"
+    ).params.task
+    assert task.validation_data.seq_length == 24
+    assert task.validation_data.global_batch_size == task.train_data.global_batch_size == 4
+    assert (task.train_data.mask_rate, task.validation_data.mask_rate) == (0.3, 0.2)
+
+
+def test_files_then_flags(pretrain, tmp_path, write_corpus, random_documents):
+    path = tmp_path / "a.yaml"
+    path.write_text(
+        "trainer:\n  train_steps: 7\n  optimizer_config:\n    learning_rate:\n      polynomial:\n"
+        "        initial_learning_rate: 1e-3\ntask:\n  train_data:\n    seed: 3\n"
+    )
+    run = settings.resolve(
+        "shatter/pretrain",
+        config_file=str(path),
+        data_dir=write_corpus(random_documents(1, 9)),
+        params_override=tiny_override() + ",trainer.train_steps=8,task.train_data.global_batch_size=2",
+    )
+    assert run.params.trainer.train_steps == 8
+    assert run.params.task.train_data.seed == 3
+    assert run.params.trainer.optimizer_config.learning_rate.polynomial.initial_learning_rate == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("task.train_data.seq_len=8", r"no setting task.train_data.seq_len \(did you mean seq_length"),
+        ("tsk.train_data.seq_length=8", r"no setting tsk \(did you mean task"),
+        ("trainer=5", "trainer holds settings of its own"),
+        ("trainer.train_steps.more=5", "trainer.train_steps is a single value"),
+        ("trainer.train_steps=5.5", "trainer.train_steps=5.5 is not a whole number"),
+        ("runtime.enable_xla=7", "runtime.enable_xla=7 is not true or false"),
+        ("task.train_data.mask_rate=1.5", "task.train_data.mask_rate=1.5 is not between 0 and 1"),
+        ("trainer.steps_per_loop=4,trainer.validation_interval=6,trainer.train_steps=100", "not a multiple of steps"),
+        ("task.train_data.global_batch_size=0", "global_batch_size=0 is not positive"),
+        ("trainer.train_steps=0,task.model.encoder.any.dropout_rate=2", "dropout_rate=2.* is not in .*train_steps=0"),
+    ],
+)
+def test_refused(pretrain, override, message):
+    with pytest.raises(UserError, match=message):
+        pretrain(override)
+
+
+@pytest.mark.parametrize("text", ["a: [1\n", "just text\n", "!!python/object/apply:os.system ['true']\n", ""])
+def test_config_files_that_are_none(tmp_path, text):
+    path = tmp_path / "a.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match="a.yaml: "):
+        settings.read_config_file(str(path))
+
+
+README = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
+
+
+def test_the_readme_example_runs():
+    (example,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    names = {}
+    exec(example, names)
+    assert names["outputs"]["sequence_output"].shape == (1, 5, 128)
+    assert names["outputs"]["pooled_output"].shape == (1, 128)
+
+
+def test_the_readme_names_files_that_exist():
+    root = pathlib.Path(__file__).parents[1]
+    for name in re.findall(r"configs/\w+\.yaml|docs/\w+\.md", README):
+        assert (root / name).exists(), name
