@@ -25,7 +25,7 @@ def tiny_encoder(**choices) -> ShatterConfig:
 @pytest.mark.parametrize("encoder", ["any", "bert"])
 def test_masked_lm(pretrain, encoder, caplog):
     run = pretrain(f"task.model.encoder.type={encoder}")
-    _, model, _, changed = one_step(run.params, jit_compile=True)
+    _, model, _, changed = one_step(run.params, jit_compile=encoder == "any")
     assert all(changed)
     assert not [record for record in caplog.records if "Gradients do not exist" in record.message]
     names = [variable.name for variable in model.trainable_variables]
@@ -33,14 +33,12 @@ def test_masked_lm(pretrain, encoder, caplog):
     assert any("output_bias" in name for name in names)
 
 
-@pytest.mark.parametrize(
-    ("columns", "labels", "encoder"), [(1, 2, "any"), (2, 3, "any"), (1, 11, "any"), (2, 2, "bert")]
-)
+@pytest.mark.parametrize(("columns", "labels", "encoder"), [(1, 2, "any"), (2, 3, "any"), (2, 11, "bert")])
 def test_sentence_prediction(classify, columns, labels, encoder, caplog):
     run = classify(columns, labels, f"task.model.encoder.type={encoder}")
     assert run.params.task.model.num_classes == labels
     assert run.params.task.pairs == (columns == 2)
-    _, _, _, changed = one_step(run.params, jit_compile=True)
+    _, _, _, changed = one_step(run.params, jit_compile=labels == 2)  # whose metrics are the most
     assert sum(changed) > 0.8 * len(changed)  # the second segment's embedding is not met by single texts
     assert not [record for record in caplog.records if "Gradients do not exist" in record.message]
 
