@@ -71,7 +71,7 @@ def _freeze_unused_pooler(encoder: tf_keras.layers.Layer) -> None:
 
 
 class _Task:
-    """What both tasks do otherwise than Model Garden's: read data from a given step on, and train on dense gradients."""
+    """What both tasks do otherwise than Model Garden's: data from a given step on, and dense gradients."""
 
     start_step = 0  # the driver sets it to the step of the checkpoint it resumes from
 
