@@ -86,8 +86,7 @@ class _Task:
             # The optimizer sums gradients over replicas.
             scaled_loss = loss / tf.distribute.get_strategy().num_replicas_in_sync
         variables = model.trainable_variables
-        # The word embeddings' gradient is a list of rows with repeats: clipping misreads its norm, and XLA sorts it at
-        # length (a third of a small encoder's step).
+        # The word embeddings' gradient is a list of rows with repeats, whose norm clipping would misread.
         gradients = [tf.convert_to_tensor(gradient) for gradient in tape.gradient(scaled_loss, variables)]
         optimizer.apply_gradients(list(zip(gradients, variables, strict=True)))
         self.process_metrics(metrics or [], inputs, outputs)
