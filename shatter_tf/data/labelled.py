@@ -37,7 +37,7 @@ class LabelledDataConfig(cfg.DataConfig):
       labels: label names in the order of their ids; empty takes them, sorted, from the training rows.
       text_fields: features of a TFDS dataset that hold the text, or the two texts of a pair; empty takes all strings.
       label_field: feature of a TFDS dataset that holds the label.
-      seed: of the order.
+      seed: of the order, and in training of the initial weights, too.
     """
 
     seq_length: int = 128

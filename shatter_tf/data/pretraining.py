@@ -37,7 +37,7 @@ class PretrainDataConfig(cfg.DataConfig):
       seq_length: tokens in a row; 0 takes the corpus's own.
       mask_rate: share of a row's tokens to predict.
       max_predictions_per_seq: places for predictions in a row; 0 takes mask_rate * seq_length, rounded up.
-      seed: of order and masking.
+      seed: of order and masking; training's is that of the initial weights, too.
       use_next_sentence_label: read by Model Garden's task; there is no such label here.
     """
 
