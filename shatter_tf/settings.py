@@ -121,10 +121,10 @@ def _check_keys(config: hyperparams.Config, settings: dict, where: str, path: st
             if hints.get(key) in (int, float, bool, str):
                 raise UserError(f"{where}: {name} is a single value")
         elif not _fits(value, hints.get(key, Any)):
-            raise UserError(f"{where}: {name}={value!r} is not {_NAMES.get(hints[key], 'of the right type')}")
+            raise UserError(f"{where}: {name}={value!r} is not {_TYPE_NAMES.get(hints[key], 'of the right type')}")
 
 
-_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+_TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
 def _fits(value, hint) -> bool:

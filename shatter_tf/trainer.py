@@ -79,7 +79,7 @@ def _format_seconds(seconds: float) -> str:
 
 
 # Names under which the trainer's logs are shown and kept; the others keep their own.
-_NAMES = {"training_loss": "loss", "validation_loss": "loss", "lm_example_loss": "loss"}
+_METRIC_NAMES = {"training_loss": "loss", "validation_loss": "loss", "lm_example_loss": "loss"}
 
 
 def _readable(logs: dict) -> dict[str, float]:
@@ -88,7 +88,7 @@ def _readable(logs: dict) -> dict[str, float]:
     if "lm_example_loss" in values:
         values.pop("validation_loss", None)
         values.pop("training_loss", None)
-    named = {_NAMES.get(key, key): value for key, value in values.items()}
+    named = {_METRIC_NAMES.get(key, key): value for key, value in values.items()}
     return {"loss": named.pop("loss"), **named}
 
 
