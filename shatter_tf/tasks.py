@@ -133,7 +133,7 @@ class PretrainTask(_Task, masked_lm.MaskedLMTask):
 
 @task_factory.register_task_cls(ClassifyConfig)
 class ClassifyTask(_Task, sentence_prediction.SentencePredictionTask):
-    """Classification with a head of Model Garden's on the first token."""
+    """Classification with Model Garden's head, on the first token or, with `model.use_encoder_pooler`, on the mean."""
 
     def __init__(self, params, logging_dir=None, name=None):
         super().__init__(params, logging_dir, name=name)
