@@ -5,12 +5,14 @@ params.yaml       every setting, the label names among them
 vocab.txt         the vocabulary
 ckpt-*, best/     checkpoints: the newest, and the one whose evaluation was best
 metrics.json      the metrics of the last evaluation
+history.jsonl     those of every evaluation, with the seconds of training before it
 train/, validation/   TensorBoard
 """
 
 import dataclasses
 import json
 import os
+from typing import Optional
 
 import tensorflow as tf
 import yaml
@@ -25,7 +27,8 @@ from shatter_tf.command_line import UserError
 from shatter_tf.data.shards import VOCABULARY_FILE
 from shatter_tf.data.tokenizer import read_vocabulary, vocabulary_hash
 
-EXPERIMENT_FILE, PARAMS_FILE, METRICS_FILE = "experiment.json", "params.yaml", "metrics.json"
+EXPERIMENT_FILE, PARAMS_FILE = "experiment.json", "params.yaml"
+METRICS_FILE, HISTORY_FILE = "metrics.json", "history.jsonl"
 
 
 @dataclasses.dataclass
@@ -125,3 +128,18 @@ def _plain(value):
 def write_metrics(model_dir: str, metrics: dict) -> None:
     """Replaces metrics.json."""
     _write(os.path.join(model_dir, METRICS_FILE), json.dumps(metrics, indent=1) + "\n")
+
+
+def read_history(model_dir: str, last_step: Optional[int] = None) -> list[dict]:
+    """Returns the evaluations of a run in order, those after `last_step` left out: step, seconds, metrics."""
+    path = os.path.join(model_dir, HISTORY_FILE)
+    if not tf.io.gfile.exists(path):
+        return []
+    with tf.io.gfile.GFile(path) as f:
+        history = [json.loads(line) for line in f.read().splitlines()]
+    return [entry for entry in history if last_step is None or entry["step"] <= last_step]
+
+
+def write_history(model_dir: str, history: list[dict]) -> None:
+    """Replaces history.jsonl."""
+    _write(os.path.join(model_dir, HISTORY_FILE), "".join(json.dumps(entry) + "\n" for entry in history))

@@ -36,7 +36,9 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     vocabulary.add_argument("--vocab_file", metavar="F", help="a vocab.txt to use, one wordpiece a line")
     vocabulary.add_argument("--vocab_size", type=int, default=30522, metavar="N", help="wordpieces to train [30522]")
     parser.add_argument("--cased", action="store_true", help="keep upper case and accents")
-    parser.add_argument("--validation_fraction", type=float, default=0.01, metavar="X", help="of documents [0.01]")
+    held_out = parser.add_mutually_exclusive_group()
+    held_out.add_argument("--validation_fraction", type=float, default=0.01, metavar="X", help="of documents [0.01]")
+    held_out.add_argument("--validation_input", metavar="GLOB[,GLOB]", help="text files to validate on instead")
     parser.add_argument(
         "--seq_length", type=int, default=128, metavar="N", help="row length training uses unless told [128]"
     )
@@ -54,6 +56,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
 
 def main(argv: list[str]) -> None:
     args = parse_arguments(argv)
+    import numpy as np
     import tensorflow as tf
 
     from shatter_tf.data import shards, text, tokenizer
@@ -63,10 +66,15 @@ def main(argv: list[str]) -> None:
     if tf.io.gfile.exists(output_dir) and tf.io.gfile.listdir(output_dir):
         raise UserError(f"--output_dir={output_dir}: not empty; name a new directory")
     paths = text.find_files(args.input)
-    total_bytes = sum(tf.io.gfile.stat(p).length * (_GZIP_RATIO if p.endswith(".gz") else 1) for p in paths)
+    held_out = text.find_files(args.validation_input, "--validation_input") if args.validation_input else []
+    both = sorted({*paths} & {*held_out})
+    if both:
+        raise UserError(f"--validation_input={args.validation_input}: {both[0]} is in --input, too")
+    fraction = 0.0 if held_out else args.validation_fraction
+    total_bytes = sum(tf.io.gfile.stat(p).length * (_GZIP_RATIO if p.endswith(".gz") else 1) for p in paths + held_out)
     start = time.time()
 
-    def documents() -> Iterator[tuple[str, str]]:
+    def documents(paths: list[str]) -> Iterator[tuple[str, str]]:
         for path in paths:
             for document in text.read_documents(path, args.layout, args.errors):
                 yield path, document
@@ -75,7 +83,7 @@ def main(argv: list[str]) -> None:
         vocabulary = tokenizer.read_vocabulary(args.vocab_file)
     else:
         stride = max(1, total_bytes // _VOCABULARY_BYTES)
-        sample = (document for i, (_, document) in enumerate(documents()) if i % stride == 0)
+        sample = (document for i, (_, document) in enumerate(documents(paths)) if i % stride == 0)
         with _progress(total_bytes // stride, "training vocabulary") as bar:
             vocabulary = tokenizer.train_vocabulary(_counted(sample, bar), args.vocab_size, lower_case=not args.cased)
         tokenizer.check_vocabulary(vocabulary, args.input)
@@ -84,8 +92,8 @@ def main(argv: list[str]) -> None:
     num_shards = max(1, total_bytes // _SHARD_BYTES)
     train = [shards.Shard(f"train-{i:05d}-of-{num_shards:05d}.tfrecord") for i in range(num_shards)]
     validation = [shards.Shard("validation-00000-of-00001.tfrecord")]
-    sources = {path: dict(path=os.path.basename(path), documents=0) for path in paths}
-    unknown = 0
+    sources = {path: dict(path=os.path.basename(path), documents=0) for path in paths + held_out}
+    counts = np.zeros(len(vocabulary), np.int64)
 
     temporary = f"{output_dir}.incomplete-{os.getpid()}"
     tf.io.gfile.makedirs(temporary)
@@ -98,23 +106,25 @@ def main(argv: list[str]) -> None:
             bar = stack.enter_context(_progress(total_bytes, "tokenising"))
             num_workers = min(args.num_workers, 1 + total_bytes // _WORKER_BYTES)
             encode = stack.enter_context(_encoder(vocabulary, lower_case, num_workers))
-            for chunk, (records, chunk_unknown) in encode(_chunks(documents())):
-                unknown += chunk_unknown
+            for chunk, (records, chunk_counts) in encode(_chunks(documents(paths + held_out))):
+                counts += chunk_counts
                 for (path, document), (record, tokens) in zip(chunk, records, strict=True):
                     if not record:
                         continue
-                    split, number = shards.place(document, args.validation_fraction, num_shards)
+                    split, number = shards.place(document, 1.0 if path in held_out else fraction, num_shards)
                     shard = (train if split == shards.TRAIN else validation)[number]
                     writers[shard.file].write(record)
                     shard.documents += 1
                     shard.tokens += tokens
                     sources[path]["documents"] += 1
                 bar.update(sum(len(document.encode()) + 1 for _, document in chunk))
+        ordinary = np.array([token not in tokenizer.SPECIAL_TOKENS for token in vocabulary])
+        unknown = int(counts[vocabulary.index(tokenizer.UNKNOWN)])
         train_documents, validation_documents = (sum(s.documents for s in split) for split in (train, validation))
         if not train_documents or not validation_documents:
             raise UserError(
                 f"--input={args.input}: {train_documents} documents for training and {validation_documents} for "
-                f"validation; give more documents or another --validation_fraction (now {args.validation_fraction})"
+                f"validation; give more documents or another --validation_fraction (now {fraction})"
             )
         with tf.io.gfile.GFile(os.path.join(temporary, shards.VOCABULARY_FILE), "w") as f:
             f.write("\n".join(vocabulary) + "\n")
@@ -128,6 +138,7 @@ def main(argv: list[str]) -> None:
             unicode_normalization="NFC",
             seq_length=args.seq_length,
             unknown_tokens=unknown,
+            unigram_entropy=shards.unigram_entropy(counts * ordinary),
             sources=list(sources.values()),
             train=train,
             validation=validation,

@@ -17,9 +17,9 @@ import yaml
 from official.core import config_definitions as cfg
 from official.core import exp_factory
 from official.modeling import hyperparams
-from official.nlp.configs.encoders import BertEncoderConfig
 
 from shatter_tf import model_dir as model_dirs
+from shatter_tf.baselines import BertConfig
 from shatter_tf.command_line import UserError, nearest
 from shatter_tf.config import ShatterConfig
 from shatter_tf.data import labelled
@@ -28,10 +28,8 @@ from shatter_tf.data.tokenizer import read_vocabulary
 from shatter_tf.experiments import NAMES
 from shatter_tf.model_dir import Run
 
-# Model Garden's BERT, as a layer: `type=bert` in a config means this.
-BERT = "bert_v2"
 _SHARED_ENCODER_FIELDS = [
-    field.name for field in dataclasses.fields(BertEncoderConfig) if hasattr(ShatterConfig(), field.name)
+    field.name for field in dataclasses.fields(BertConfig) if hasattr(ShatterConfig(), field.name)
 ]
 # What validation takes over from training data unless it is set itself.
 _SHARED_DATA_FIELDS = [
@@ -177,8 +175,6 @@ def resolve(
     _override(params, in_file, f"--config_file={config_file}")
     _override(params, in_flag, "--params_override")
     explicit = merge(in_file, in_flag)
-    if initial and initial.params.task.model.encoder.type == BERT and task.model.encoder.type == "bert":
-        task.model.encoder.type = BERT
 
     load_data = _load_corpus if experiment == "shatter/pretrain" else _load_labelled
     vocabulary, lower_case = load_data(params, explicit, data_dir, initial)
@@ -257,24 +253,20 @@ def _load_labelled(params, explicit, data_dir, initial) -> tuple[list[str], bool
 
 
 def _derive_encoder(params: cfg.ExperimentConfig, explicit: dict, vocabulary_size: int) -> None:
-    """Fits the encoder to the vocabulary; `type=bert` becomes Model Garden's BERT at Shatter's sizes."""
-    encoder = params.task.model.encoder
+    """Fits the encoder to the vocabulary; what is said of Shatter holds for its rival too, unless set for it."""
+    encoder, pretrained = params.task.model.encoder, bool(params.task.init_checkpoint)
     own = _dig(explicit, "task", "model", "encoder")
-    padded = -(-vocabulary_size // 64) * 64  # whole tiles of a matrix unit
     shatter = encoder.any
-    if not params.task.init_checkpoint and "vocab_size" not in _dig(own, "any"):
-        shatter.vocab_size = padded
+    if not pretrained and "vocab_size" not in _dig(own, "any"):
+        shatter.vocab_size = -(-vocabulary_size // 64) * 64  # whole tiles of a matrix unit
     if encoder.type == "bert":
-        bert = BertEncoderConfig(
-            num_attention_heads=shatter.num_parts,
-            max_position_embeddings=shatter.max_sequence_length,
-            **{name: getattr(shatter, name) for name in _SHARED_ENCODER_FIELDS},
-        )
-        bert.override(_dig(own, "bert"), is_strict=True)
-        encoder.override({"type": BERT, BERT: bert.as_dict()}, is_strict=True)
-    elif encoder.type == BERT:  # from a checkpoint; what the run says of Shatter holds for its rival too
-        ours = _dig(own, "any")
-        encoder.get().override({name: ours[name] for name in _SHARED_ENCODER_FIELDS if name in ours}, is_strict=True)
+        shared = {name: getattr(shatter, name) for name in _SHARED_ENCODER_FIELDS}
+        if pretrained:  # the checkpoint knows the rest
+            shared = {name: value for name, value in shared.items() if name in _dig(own, "any")}
+        else:
+            shared["num_attention_heads"] = shatter.num_parts
+            shared["max_position_embeddings"] = shatter.max_sequence_length
+        encoder.bert.override({**shared, **_dig(own, "bert")}, is_strict=True)
 
 
 def _derive_trainer(params: cfg.ExperimentConfig) -> None:
@@ -297,16 +289,13 @@ def _derive_trainer(params: cfg.ExperimentConfig) -> None:
 def _problems(params: cfg.ExperimentConfig, vocabulary_size: int) -> list[str]:
     """Returns a line for everything in the settings that would fail later."""
     task, trainer, runtime = params.task, params.trainer, params.runtime
+    if task.model.encoder.type not in ("any", "bert"):
+        return [f"task.model.encoder.type={task.model.encoder.type}: use any, which is Shatter, or bert"]
     found = []
     encoder = task.model.encoder.get()
     prefix = f"task.model.encoder.{task.model.encoder.type}"
-    if hasattr(encoder, "problems"):
-        found += [f"{prefix}.{problem}" for problem in encoder.problems()]
-        longest = encoder.max_sequence_length
-    else:
-        longest = getattr(encoder, "max_position_embeddings", None)
-        if encoder.hidden_size % encoder.num_attention_heads:
-            found.append(f"{prefix}.hidden_size={encoder.hidden_size} is not divisible by its attention heads")
+    found += [f"{prefix}.{problem}" for problem in encoder.problems()]
+    longest = encoder.max_position_embeddings if task.model.encoder.type == "bert" else encoder.max_sequence_length
     if encoder.vocab_size < vocabulary_size:
         found.append(
             f"{prefix}.vocab_size={encoder.vocab_size} is less than the vocabulary's {vocabulary_size} wordpieces"

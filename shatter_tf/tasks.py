@@ -8,27 +8,49 @@ import tf_keras
 from official.core import task_factory
 from official.nlp.configs import bert, encoders
 from official.nlp.data import data_loader_factory
-from official.nlp.modeling import layers
+from official.nlp.modeling import models
 from official.nlp.tasks import masked_lm, sentence_prediction
 
 from shatter_tf import encoder as _  # noqa: F401  binds ShatterEncoder to ShatterConfig
-from shatter_tf.attention import same_document_mask
+from shatter_tf.baselines import BertBaseline, BertConfig
 from shatter_tf.checkpoints import restore_pretrained
 from shatter_tf.config import ShatterConfig
 from shatter_tf.data.labelled import LabelledDataConfig
 from shatter_tf.data.pretraining import PretrainDataConfig
 
 
-def shatter_encoder_config() -> encoders.EncoderConfig:
-    return encoders.EncoderConfig(type="any", any=ShatterConfig())
+@dataclasses.dataclass
+class EncoderConfig(encoders.EncoderConfig):
+    """Shatter (`type="any"`, Model Garden's word for an encoder of one's own) or its rival (`type="bert"`)."""
+
+    type: str = "any"
+    any: ShatterConfig = dataclasses.field(default_factory=ShatterConfig)
+    bert: BertConfig = dataclasses.field(default_factory=BertConfig)
+
+
+def build_encoder(config: EncoderConfig, use_pooler: bool) -> tf_keras.layers.Layer:
+    """Returns the encoder that `config` describes; raises ValueError for types other than those two."""
+    if config.type not in ("any", "bert"):
+        raise ValueError(f"encoder.type={config.type} cannot keep packed documents apart; use any or bert")
+    settings = config.get()
+    encoder = settings.BUILDER(settings)
+    if isinstance(encoder, BertBaseline) and not use_pooler:
+        encoder.freeze_pooler()
+    return encoder
 
 
 @dataclasses.dataclass
 class PretrainConfig(masked_lm.MaskedLMConfig):
-    """Masked-LM pretraining, without next-sentence prediction."""
+    """Masked-LM pretraining, without next-sentence prediction.
+
+    Attributes:
+      sanity_steps: after so many steps the run warns if the loss is still the entropy of single wordpieces; 0 never.
+    """
+
+    sanity_steps: int = 1000
 
     model: bert.PretrainerConfig = dataclasses.field(
-        default_factory=lambda: bert.PretrainerConfig(encoder=shatter_encoder_config(), cls_heads=[])
+        default_factory=lambda: bert.PretrainerConfig(encoder=EncoderConfig(), cls_heads=[])
     )
     train_data: PretrainDataConfig = dataclasses.field(default_factory=lambda: PretrainDataConfig(is_training=True))
     validation_data: PretrainDataConfig = dataclasses.field(
@@ -49,25 +71,12 @@ class ClassifyConfig(sentence_prediction.SentencePredictionConfig):
     pairs: bool = False
     restore_weights: bool = True
     model: sentence_prediction.ModelConfig = dataclasses.field(
-        default_factory=lambda: sentence_prediction.ModelConfig(encoder=shatter_encoder_config())
+        default_factory=lambda: sentence_prediction.ModelConfig(encoder=EncoderConfig())
     )
     train_data: LabelledDataConfig = dataclasses.field(default_factory=lambda: LabelledDataConfig(is_training=True))
     validation_data: LabelledDataConfig = dataclasses.field(
         default_factory=lambda: LabelledDataConfig(is_training=False, drop_remainder=False)
     )
-
-
-class SameDocumentMask(layers.SelfAttentionMask):
-    """Model Garden's self-attention mask, made to understand pack numbers, so that BERT sees what Shatter sees."""
-
-    def call(self, inputs, to_mask=None):
-        return tf.cast(same_document_mask(to_mask), inputs.dtype)
-
-
-def _freeze_unused_pooler(encoder: tf_keras.layers.Layer) -> None:
-    # BertEncoderV2 always builds one; unused, it would get no gradients and a warning at every start.
-    if getattr(encoder, "pooler_layer", None) is not None:
-        encoder.pooler_layer.trainable = False
 
 
 class _Task:
@@ -98,14 +107,7 @@ class PretrainTask(_Task, masked_lm.MaskedLMTask):
     """Masked-LM pretraining of Shatter, or of Model Garden's BERT on the same packed rows."""
 
     def _build_encoder(self, encoder_cfg):
-        encoder = super()._build_encoder(encoder_cfg)
-        if encoder_cfg.type == "bert_v2":
-            encoder._attention_mask_layer = SameDocumentMask(name="self_attention_mask")
-            if not self.task_config.model.cls_heads:
-                _freeze_unused_pooler(encoder)
-        elif encoder_cfg.type != "any":
-            raise ValueError(f"encoder.type={encoder_cfg.type} cannot keep packed documents apart; use any or bert")
-        return encoder
+        return build_encoder(encoder_cfg, use_pooler=bool(self.task_config.model.cls_heads))
 
     def build_model(self, params=None):
         model = super().build_model(params)
@@ -143,10 +145,13 @@ class ClassifyTask(_Task, sentence_prediction.SentencePredictionTask):
         return super().build_losses(labels, model_outputs, aux_losses)
 
     def build_model(self):
-        model = super().build_model()
-        if not self.task_config.model.use_encoder_pooler:
-            _freeze_unused_pooler(model.checkpoint_items["encoder"])
-        return model
+        config = self.task_config.model
+        return models.BertClassifier(
+            network=build_encoder(config.encoder, use_pooler=config.use_encoder_pooler),
+            num_classes=config.num_classes,
+            initializer=tf_keras.initializers.TruncatedNormal(stddev=config.encoder.get().initializer_range),
+            use_encoder_pooler=config.use_encoder_pooler,
+        )
 
     def initialize(self, model):
         if not self.task_config.init_checkpoint:

@@ -1,6 +1,8 @@
 """The loop around Model Garden's Trainer: compile with XLA, train, evaluate, checkpoint, and say how it goes."""
 
+import math
 import os
+import sys
 import time
 
 import tensorflow as tf
@@ -11,11 +13,19 @@ from official.modeling import performance
 from shatter_tf import model_dir as model_dirs
 from shatter_tf.checkpoints import checkpoint_step, latest_checkpoint
 from shatter_tf.command_line import UserError
+from shatter_tf.data.shards import Corpus
 from shatter_tf.model_dir import Run
 
 
 class Trainer(base_trainer.Trainer):
-    """Model Garden's Trainer with `runtime.enable_xla` obeyed on every device, in training and evaluation."""
+    """Model Garden's Trainer with `runtime.enable_xla` obeyed on every device, in training and evaluation.
+
+    It also counts the steps of a loop whose loss was finite, over all replicas: "finite_steps" in the loop's logs.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._finite_steps = tf_keras.metrics.Sum("finite_steps")
 
     def _compile(self, step, static_shapes: bool):
         # A TPU compiles every step anyway. Several replicas on CPUs must meet in the middle of a step, which a compiled
@@ -32,9 +42,16 @@ class Trainer(base_trainer.Trainer):
             task_step = self._compile(self.task.train_step, static_shapes=True)
             logs = task_step(inputs, model=self.model, optimizer=self.optimizer, metrics=self.train_metrics)
             self.train_loss.update_state(logs[self.task.loss])
+            self._finite_steps.update_state(tf.cast(tf.math.is_finite(logs[self.task.loss]), tf.float32))
             self.global_step.assign_add(1)
 
         self.strategy.run(step, args=(self.next_train_inputs(iterator),), options=self._runtime_options)
+
+    def train_loop_end(self):
+        logs = super().train_loop_end()
+        logs["finite_steps"] = self._finite_steps.result()
+        self._finite_steps.reset_state()
+        return logs
 
     def eval_step(self, iterator):
         def step(inputs):
@@ -136,6 +153,9 @@ class Session:
             else:
                 self.trainer.initialize()
         self._writers = {}
+        self.history = model_dirs.read_history(model_dir, last_step=self.step)
+        # Of training, without evaluations and checkpoints; what a killed run did after its last evaluation is lost.
+        self.seconds = self.history[-1]["seconds"] if self.history else 0.0
 
     @property
     def step(self) -> int:
@@ -158,12 +178,17 @@ class Session:
         batch_size = self.params.task.train_data.global_batch_size
         total, start_step, seconds = trainer.train_steps, self.step, 0.0
         first_loop = True
+        checked_learning = start_step >= self._sanity_steps
         while self.step < total:
             # Loops end where an evaluation or a checkpoint is due.
             loop = min(trainer.steps_per_loop - self.step % trainer.steps_per_loop, total - self.step)
             begin = time.time()
             logs = self.trainer.train(tf.constant(loop, tf.int32))
             elapsed = time.time() - begin
+            self.seconds += elapsed
+            finite_steps = int(logs.pop("finite_steps")) // self.trainer.strategy.num_replicas_in_sync
+            if finite_steps < loop:
+                raise self._not_finite("loss is", self.step - loop + finite_steps + 1)
             if first_loop:  # compilation would spoil the estimate of the time left
                 start_step, first_loop, left = self.step, False, "?"
             else:
@@ -182,7 +207,38 @@ class Session:
             if evaluate and (self.step % trainer.validation_interval == 0 or self.step == total):
                 self.evaluate()
             if self.step % trainer.checkpoint_interval == 0 or self.step == total:
-                self.manager.save(checkpoint_number=self.step)
+                self._save()
+            if not checked_learning and self.step >= self._sanity_steps:
+                checked_learning = True
+                self._warn_unless_learning(metrics["loss"])
+
+    def _save(self) -> None:
+        # The loss of a step is that of the weights before it, so finite losses do not vouch for these.
+        if not all(bool(tf.reduce_all(tf.math.is_finite(v))) for v in self.trainer.model.trainable_variables):
+            raise self._not_finite("weights are", self.step)
+        self.manager.save(checkpoint_number=self.step)
+
+    def _not_finite(self, what: str, step: int) -> UserError:
+        return UserError(
+            f"{what} not finite at step {step}, last good checkpoint: {self.manager.latest_checkpoint or 'none'}; "
+            "lower the learning rate or lengthen the warm-up, and start again in a new --model_dir"
+        )
+
+    @property
+    def _sanity_steps(self) -> float:
+        return getattr(self.params.task, "sanity_steps", 0) or math.inf
+
+    def _warn_unless_learning(self, loss: float) -> None:
+        """Says so when the masked-LM loss is still what the frequencies of wordpieces alone give."""
+        entropy = Corpus.read(self.params.task.train_data.input_path).unigram_entropy
+        if loss > entropy - 0.1:
+            print(
+                f"warning: after {self.step} steps the loss is {loss:.3f}, and the entropy of single wordpieces "
+                f"{entropy:.3f}: so far the model has learnt how frequent each is and nothing else. Try another "
+                "learning rate, a longer warm-up or norm_first=true",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def evaluate(self) -> None:
         """Evaluates the current weights on the validation data and writes metrics.json."""
@@ -196,6 +252,10 @@ class Session:
         )
         self._summarise("validation", metrics)
         model_dirs.write_metrics(self.model_dir, {"step": self.step, **metrics})
+        if self.history and self.history[-1]["step"] == self.step:
+            self.history.pop()
+        self.history.append({"step": self.step, "seconds": round(self.seconds, 3), **metrics})
+        model_dirs.write_history(self.model_dir, self.history)
 
     def _summarise(self, name: str, values: dict[str, float]) -> None:
         if name not in self._writers:

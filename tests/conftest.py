@@ -84,6 +84,7 @@ def write_corpus(tmp_path, vocabulary):
             unicode_normalization="NFC",
             seq_length=16,
             unknown_tokens=0,
+            unigram_entropy=3.0,
             sources=[],
             train=[write_shard(f"train-{i}.tfrecord", shard) for i, shard in enumerate(documents)],
             validation=[write_shard("validation-0.tfrecord", list(validation))],

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from shatter_tf.data.pretraining import PretrainDataConfig, PretrainDataLoader, mask_row
+from shatter_tf.data.pretraining import PretrainDataConfig, PretrainDataLoader, cut_into_rows, mask_row
 
 MASK, SPECIAL = 5, {0, 2, 3, 4, 5}
 
@@ -174,3 +174,13 @@ def test_validation_is_the_same_every_time(write_corpus, random_documents):
     first = take(loader.load(), 100)
     assert_same(take(loader.load(), 100), first)
     assert len(first) == -(-loader.rows_per_epoch // 4)
+
+
+def test_one_very_long_document_among_many_takes_no_more_memory_than_its_tokens():
+    # As a table of documents x the longest one's tokens, this would be 320 GB.
+    lengths = [2] * 200_000 + [200_000]
+    tokens = tf.RaggedTensor.from_row_lengths(tf.range(sum(lengths)), lengths)
+    ids, packs = cut_into_rows(tokens, 1000, pad_id=0)
+    np.testing.assert_array_equal(ids.numpy().ravel(), np.arange(600_000))
+    np.testing.assert_array_equal(packs.numpy()[0], np.arange(1000) // 2 + 1)
+    np.testing.assert_array_equal(packs.numpy()[400:], 1)

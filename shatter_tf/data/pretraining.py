@@ -70,7 +70,8 @@ def cut_into_rows(tokens: tf.RaggedTensor, seq_length: int, pad_id: int) -> tupl
     ([[2, 7, 3, 2], [8, 9, 3, 0]], [[1, 1, 1, 2], [1, 1, 1, 0]])
     """
     ids = tf.cast(tokens.flat_values, tf.int32)
-    document = tf.cast(tokens.value_rowids(), tf.int32)
+    # Not tokens.value_rowids(): its memory is that of every document at the longest one's length.
+    document = tf.searchsorted(tokens.row_splits[1:], tf.range(tf.size(ids, tf.int64)), side="right")
     padding = (-tf.size(ids)) % seq_length
     ids = tf.reshape(tf.pad(ids, [[0, padding]], constant_values=pad_id), [-1, seq_length])
     document = tf.reshape(tf.pad(document, [[0, padding]], constant_values=-1), [-1, seq_length])

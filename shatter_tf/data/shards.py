@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 
+import numpy as np
 import tensorflow as tf
 
 from shatter_tf.command_line import UserError
@@ -29,7 +30,11 @@ class Shard:
 
 @dataclasses.dataclass
 class Corpus:
-    """What corpus.json holds: enough to check a corpus, and to find any row of it without reading it."""
+    """What corpus.json holds: enough to check a corpus, and to find any row of it without reading it.
+
+    `unigram_entropy` is that of its ordinary wordpieces, in nats: the masked-LM loss of a model that knows how frequent
+    each is and nothing else.
+    """
 
     vocabulary_size: int
     vocabulary_sha256: str
@@ -37,6 +42,7 @@ class Corpus:
     unicode_normalization: str
     seq_length: int
     unknown_tokens: int
+    unigram_entropy: float
     sources: list[dict]
     train: list[Shard]
     validation: list[Shard]
@@ -84,19 +90,29 @@ def place(document: str, validation_fraction: float, num_shards: int) -> tuple[s
     return TRAIN, int.from_bytes(digest[8:], "big") % num_shards
 
 
-def encode_documents(documents: list[str], tokenizer: Tokenizer) -> tuple[list[tuple[bytes, int]], int]:
-    """Returns each document's record and its tokens, and how many tokens were unknown; empty documents give b"".
+def unigram_entropy(counts: np.ndarray) -> float:
+    """Returns the entropy in nats of a distribution given by counts.
+
+    Example:
+    >>> round(unigram_entropy(np.array([1, 0, 1])), 6) == round(np.log(2), 6)
+    True
+    """
+    p = counts[counts > 0] / counts.sum()
+    return float(-np.sum(p * np.log(p)))
+
+
+def encode_documents(documents: list[str], tokenizer: Tokenizer) -> tuple[list[tuple[bytes, int]], np.ndarray]:
+    """Returns each document's record and its tokens, and how often each wordpiece came; empty documents give b"".
 
     This is the whole work on a document: whatever runs it, on however many processes, the records are the same.
     """
-    records, unknown = [], 0
-    for ids in tokenizer.tokenize(tf.constant(documents)).to_list():
+    records, tokens = [], tokenizer.tokenize(tf.constant(documents))
+    for ids in tokens.to_list():
         if not ids:
             records.append((b"", 0))
             continue
-        unknown += ids.count(tokenizer.unknown_id)
         ids = [tokenizer.cls_id, *ids, tokenizer.sep_id]
         example = tf.train.Example()
         example.features.feature["ids"].int64_list.value.extend(ids)
         records.append((example.SerializeToString(), len(ids)))
-    return records, unknown
+    return records, np.bincount(tokens.flat_values.numpy(), minlength=tokenizer.vocabulary_size)

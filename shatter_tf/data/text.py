@@ -15,8 +15,8 @@ _BLOCK_BYTES = 1 << 20
 LAYOUTS = ("auto", "blank_line", "line")
 
 
-def find_files(patterns: str) -> list[str]:
-    """Returns the sorted files that comma-separated paths or globs name.
+def find_files(patterns: str, flag: str = "--input") -> list[str]:
+    """Returns the sorted files that comma-separated paths or globs, the value of `flag`, name.
 
     Raises:
       UserError: when a pattern matches nothing or a file is empty.
@@ -25,13 +25,13 @@ def find_files(patterns: str) -> list[str]:
     for pattern in filter(None, (part.strip() for part in patterns.split(","))):
         matched = [path for path in tf.io.gfile.glob(pattern) if not tf.io.gfile.isdir(path)]
         if not matched:
-            raise UserError(f"--input={pattern}: no such file")
+            raise UserError(f"{flag}={pattern}: no such file")
         files += matched
     for path in files:
         if tf.io.gfile.stat(path).length == 0:
             raise UserError(f"{path}: the file is empty")
     if not files:
-        raise UserError("--input names no file")
+        raise UserError(f"{flag} names no file")
     return sorted(set(files))
 
 

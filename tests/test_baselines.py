@@ -1,0 +1,98 @@
+"""The rivals of BERT's kind: packing, positions, norms, and settings that come back from a config."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from shatter_tf.baselines import POSITIONS, BertBaseline, BertConfig
+
+SIZES = dict(
+    vocab_size=50,
+    hidden_size=12,
+    num_layers=2,
+    num_attention_heads=3,
+    intermediate_size=10,
+    max_position_embeddings=32,
+    dropout_rate=0.0,
+    attention_dropout_rate=0.0,
+    initializer_range=0.5,  # so that attention is not nearly uniform
+)
+RNG = np.random.default_rng(0)
+variants = pytest.mark.parametrize("norm_first", [False, True])
+positions = pytest.mark.parametrize("positions", POSITIONS)
+
+
+def encode(encoder, ids, packs):
+    ids, packs = tf.constant(ids, tf.int32), tf.constant(packs, tf.int32)
+    return encoder(dict(input_word_ids=ids, input_mask=packs, input_type_ids=tf.zeros_like(ids)))["sequence_output"]
+
+
+@positions
+@variants
+def test_padding_and_other_documents_have_no_influence(positions, norm_first):
+    encoder = BertBaseline(BertConfig(positions=positions, norm_first=norm_first, **SIZES))
+    ids, packs = RNG.integers(1, 50, [1, 11]), [[1, 1, 1, 1, 2, 2, 2, 2, 2, 0, 0]]
+    other = ids.copy()
+    other[0, [5, 9]] = ids[0, [5, 9]] % 49 + 1
+    before, after = encode(encoder, ids, packs).numpy(), encode(encoder, other, packs).numpy()
+    np.testing.assert_allclose(before[0, :4], after[0, :4], atol=1e-6)
+    assert np.abs(before[0, 4:9] - after[0, 4:9]).max() > 1e-3
+
+
+@positions
+def test_only_absolute_positions_depend_on_where_a_document_begins(positions):
+    encoder = BertBaseline(BertConfig(positions=positions, **SIZES))
+    words = RNG.integers(1, 50, 5)
+    start, end = np.zeros([1, 12], int), np.zeros([1, 12], int)
+    start[0, :5] = end[0, 7:] = words
+    difference = encode(encoder, start, start > 0)[0, :5] - encode(encoder, end, end > 0)[0, 7:]
+    assert (np.abs(difference).max() < 1e-5) == (not positions.startswith("absolute"))
+
+
+@positions
+def test_the_order_of_words_counts(positions):
+    encoder = BertBaseline(BertConfig(positions=positions, **SIZES))
+    if positions == "relative_bias":  # it starts near 0, where order hardly matters
+        for variable in encoder.variables or (encode(encoder, [[1, 2]], [[1, 1]]), encoder.variables)[1]:
+            if "rel_embedding" in variable.name:
+                variable.assign(tf.random.normal(variable.shape))
+    ids = np.array([[7, 8, 9, 10, 11]])
+    swapped = ids[:, [0, 1, 3, 2, 4]]
+    difference = encode(encoder, ids, ids > 0)[0, 0] - encode(encoder, swapped, ids > 0)[0, 0]
+    assert np.abs(difference).max() > 1e-4
+
+
+@positions
+@variants
+def test_every_weight_is_tracked_and_gets_a_gradient(positions, norm_first):
+    encoder = BertBaseline(BertConfig(positions=positions, norm_first=norm_first, **SIZES))
+    encoder.freeze_pooler()
+    ids = RNG.integers(1, 50, [2, 9])
+    with tf.GradientTape() as tape:
+        # Squares: the plain sum of a layer normalisation's outputs does not depend on its inputs.
+        loss = tf.reduce_sum(encode(encoder, ids, ids > 0) ** 3)
+    names = [variable.name for variable in encoder.trainable_variables]
+    assert sum("final_layer_norm" in name for name in names) == 2 * norm_first
+    assert sum("rel_embedding" in name for name in names) == 2 * positions.endswith("relative_bias")
+    assert all(gradient is not None for gradient in tape.gradient(loss, encoder.trainable_variables))
+    assert not any("pooler" in name for name in names)
+
+
+@positions
+def test_config_round_trip(positions):
+    encoder = BertBaseline(BertConfig(positions=positions, norm_first=True, **SIZES))
+    ids = RNG.integers(1, 50, [1, 9])
+    expected = encode(encoder, ids, ids > 0)
+    again = BertBaseline.from_config(encoder.get_config())
+    encode(again, ids, ids > 0)
+    again.set_weights(encoder.get_weights())
+    np.testing.assert_array_equal(encode(again, ids, ids > 0), expected)
+
+
+def test_problems():
+    with pytest.raises(ValueError, match="positions='spiral' is not one of absolute"):
+        BertBaseline(BertConfig(positions="spiral", **SIZES))
+    with pytest.raises(ValueError, match="no output_range"):
+        BertBaseline(BertConfig(positions="rotary", output_range=1, **{**SIZES, "hidden_size": 24}))
+    with pytest.raises(ValueError, match="heads of an even width"):
+        BertBaseline(BertConfig(positions="rotary", **{**SIZES, "hidden_size": 9}))
