@@ -5,11 +5,12 @@ from typing import Optional
 
 from official.modeling import hyperparams
 
-PARTITIONS = ("linear", "bernstein")
+PARTITIONS = ("linear", "cosine", "box", "bernstein")
 SQUASHINGS = ("log", "rational")
-ACTIVATIONS = ("sigmoid", "softmax")
+ACTIVATIONS = ("sigmoid", "softmax", "squared_relu")
 POOLINGS = ("mean", "first_token")
-NORMALIZERS = ("none", "row_sum", "unit_length")
+NORMALIZERS = ("none", "row_sum", "unit_length", "root_length", "length_bias")
+POSITION_BIASES = ("query", "key", "query_and_key", "none")
 
 
 @dataclasses.dataclass
@@ -25,13 +26,20 @@ class ShatterConfig(hyperparams.Config):
       hidden_activation: activation of the feed-forward layer.
       type_vocab_size: kinds of segment (`input_type_ids`).
       max_sequence_length: longest input in tokens; longer ones are refused.
-      partition: family of the partition of unity: "linear" (piecewise-linear hats) or "bernstein" (polynomials).
+      partition: family of the partition of unity: "linear" (piecewise-linear hats), "cosine" (their smooth
+        kin), "box" (each position in one part) or "bernstein" (polynomials).
       squashing: t(r), which maps relative positions to [0, 1]: "log" or "rational".
       squashing_scale: relative position, in tokens, where "log" reaches the ends of [0, 1], or where "rational" is
         half-way there. Parts lie best when it is the longest length trained ("log") or about 2 ("rational").
       attention_activation: "sigmoid" (the paper's) or "softmax".
       normalizer: what a row of the attention map is divided by: "none", "row_sum" or "unit_length" (the root of its
-        sum of squares).
+        sum of squares), "root_length" (the root of the number of tokens attended to), or "length_bias" (nothing, but
+        ln of that number is subtracted from the scores).
+      position_bias: whether the score's bias for each part comes from the "query" token, the "key" token, both, or
+        "none".
+      use_key_projection: whether keys are projected, as in BERT.
+      use_part_gate: whether each token scales each part of what it reads by 2 sigmoid(x G).
+      use_output_gate: whether each token scales each number of what it reads by 2 sigmoid(x G).
       use_output_projection: whether the concatenated parts pass through Wo.
       norm_first: layer normalisation before (True) or after (False) each sub-layer.
       pooling: what `pooled_output` is: "mean" of the tokens' vectors, which needs no weights of its own, or
@@ -62,6 +70,10 @@ class ShatterConfig(hyperparams.Config):
     squashing_scale: float = 512.0
     attention_activation: str = "sigmoid"
     normalizer: str = "unit_length"
+    position_bias: str = "query"
+    use_key_projection: bool = False
+    use_part_gate: bool = False
+    use_output_gate: bool = False
     use_output_projection: bool = False
     norm_first: bool = True
     pooling: str = "mean"
@@ -86,6 +98,7 @@ class ShatterConfig(hyperparams.Config):
             ("attention_activation", ACTIVATIONS),
             ("normalizer", NORMALIZERS),
             ("pooling", POOLINGS),
+            ("position_bias", POSITION_BIASES),
         ):
             if getattr(self, name) not in allowed:
                 found.append(f"{name}={getattr(self, name)!r} is not one of {', '.join(allowed)}")

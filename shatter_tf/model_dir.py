@@ -125,6 +125,12 @@ def _plain(value):
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
+def read_metrics(model_dir: str) -> dict:
+    """Returns the metrics of the last evaluation."""
+    with tf.io.gfile.GFile(os.path.join(model_dir, METRICS_FILE)) as f:
+        return json.load(f)
+
+
 def write_metrics(model_dir: str, metrics: dict) -> None:
     """Replaces metrics.json."""
     _write(os.path.join(model_dir, METRICS_FILE), json.dumps(metrics, indent=1) + "\n")

@@ -74,7 +74,18 @@ def bernstein(t: tf.Tensor, num_parts: int) -> tf.Tensor:
     return tf.stack([math.comb(degree, p) * t**p * (1.0 - t) ** (degree - p) for p in range(num_parts)])
 
 
-FAMILIES = {"linear": linear, "bernstein": bernstein}
+def cosine(t: tf.Tensor, num_parts: int) -> tf.Tensor:
+    """Squared cosines on P equidistant knots: f_p(t) = cos^2(pi/2 (t (P - 1) - p)) within one knot. Source: ours."""
+    return tf.square(tf.sin(0.5 * math.pi * linear(t, num_parts)))
+
+
+def box(t: tf.Tensor, num_parts: int) -> tf.Tensor:
+    """Each position belongs to the nearest knot alone; halfway it belongs to both by half. Source: ours."""
+    hats = linear(t, num_parts)
+    return tf.where(hats == 0.5, 0.5, tf.cast(hats > 0.5, tf.float32))
+
+
+FAMILIES = {"linear": linear, "cosine": cosine, "box": box, "bernstein": bernstein}
 
 
 def partition_table(config: ShatterConfig, length) -> tf.Tensor:

@@ -56,17 +56,17 @@ _YamlLoader.add_implicit_resolver(
 )
 
 
-def read_config_file(path: str) -> dict:
-    """Returns the settings in a YAML file; raises UserError."""
+def read_config_file(path: str, flag: str = "--config_file") -> dict:
+    """Returns the settings in a YAML file, the value of `flag`; raises UserError."""
     try:
         with tf.io.gfile.GFile(path) as f:
             settings = yaml.load(f.read(), _YamlLoader)
     except tf.errors.OpError as error:
-        raise UserError(f"--config_file={path}: no such file") from error
+        raise UserError(f"{flag}={path}: no such file") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"--config_file={path}: {' '.join(str(error).split())}") from error
+        raise UserError(f"{flag}={path}: {' '.join(str(error).split())}") from error
     if not isinstance(settings, dict):
-        raise UserError(f"--config_file={path}: no settings in it")
+        raise UserError(f"{flag}={path}: no settings in it")
     return settings
 
 

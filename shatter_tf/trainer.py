@@ -161,12 +161,15 @@ class Session:
     def step(self) -> int:
         return int(self.trainer.global_step.numpy())
 
+    @property
+    def parameters(self) -> int:
+        return sum(int(v.shape.num_elements()) for v in self.trainer.model.trainable_variables)
+
     def describe(self) -> str:
-        parameters = sum(int(v.shape.num_elements()) for v in self.trainer.model.trainable_variables)
         replicas = self.trainer.strategy.num_replicas_in_sync
         task = self.params.task
         return (
-            f"{self.run.experiment} in {self.model_dir}: {parameters:,} parameters, batches of "
+            f"{self.run.experiment} in {self.model_dir}: {self.parameters:,} parameters, batches of "
             f"{task.train_data.global_batch_size} x {task.train_data.seq_length} tokens on {replicas} "
             f"replica{'s' * (replicas > 1)}, {'XLA' if self.params.runtime.enable_xla else 'no XLA'}, "
             + (f"from step {self.step}" if self.step else "from the start")
@@ -251,7 +254,7 @@ class Session:
             flush=True,
         )
         self._summarise("validation", metrics)
-        model_dirs.write_metrics(self.model_dir, {"step": self.step, **metrics})
+        model_dirs.write_metrics(self.model_dir, {"step": self.step, **metrics, "parameters": self.parameters})
         if self.history and self.history[-1]["step"] == self.step:
             self.history.pop()
         self.history.append({"step": self.step, "seconds": round(self.seconds, 3), **metrics})

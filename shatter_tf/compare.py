@@ -1,0 +1,259 @@
+"""Compares settings: trains a grid of variants, learning rates and seeds, and draws what came of it.
+
+  python -m shatter_tf.compare --grid=research/ladder.yaml --data_dir=corpus --output_dir=runs/ladder
+  python -m shatter_tf.compare --grid=research/ladder.yaml --data_dir=corpus --output_dir=runs/ladder --time_steps=20
+
+Every run is an ordinary `python -m shatter_tf.train`, one after the other; everything in the grid is checked before the
+first starts. Stop it when you like: the same command goes on where it was, in the middle of a run too. OUTPUT_DIR gets
+results.jsonl (a line for each finished run), report.md, curves.png and final.png, renewed after every run, and a
+directory for each run with its settings, log and checkpoints.
+
+--time_steps measures how long a training step of each variant takes, all of them in turn in one process, so that the
+machine's moods hit them alike; the report's wall-clock is then steps times that. Run it on a quiet machine.
+
+A grid is YAML:
+
+  experiment: shatter/pretrain
+  config_file: configs/pretrain_mini.yaml
+  settings: {trainer.train_steps: 1000}        # of every run, dotted or nested
+  under: task.model.encoder                    # what the keys of variants are relative to; nothing if left out
+  learning_rates: [1e-3]
+  seeds: [0, 1, 2]
+  reference: bert                              # the variant that others are measured against
+  plot: [bert, shatter]                        # curves to draw; all if left out
+  variants:
+    shatter: {}
+    narrow: {any.num_parts: 4}
+    bert: {type: bert, learning_rates: [5e-4, 1e-3]}
+
+A variant may have its own learning_rates, seeds, data_dir, init_checkpoint, and `settings` with whole names.
+"""
+
+import argparse
+import copy
+import dataclasses
+import datetime
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+from shatter_tf.command_line import UserError, nearest, quieten_logging, run
+
+RESULTS_FILE, STEP_SECONDS_FILE = "results.jsonl", "step_seconds.json"
+_GRID_KEYS = ("experiment", "config_file", "settings", "under", "learning_rates", "seeds", "reference", "plot")
+_SEED = "task.train_data.seed"
+_LEARNING_RATE = "trainer.optimizer_config.learning_rate.polynomial.initial_learning_rate"
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One run of a grid: what it is called, and what `train` needs for it."""
+
+    variant: str
+    learning_rate: float
+    seed: int
+    settings: dict
+    data_dir: str | None
+    init_checkpoint: str | None
+
+    @property
+    def key(self) -> tuple:
+        return self.variant, self.learning_rate, self.seed
+
+    @property
+    def name(self) -> str:
+        return f"{self.variant}/lr{self.learning_rate:g}-seed{self.seed}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """A grid file, read and checked."""
+
+    experiment: str
+    reference: str
+    plot: list[str]
+    jobs: list[Job]
+
+
+def nest(settings: dict) -> dict:
+    """Returns settings whose keys may be dotted as nested ones.
+
+    Example:
+    >>> nest({"trainer.train_steps": 10, "trainer": {"max_to_keep": 1}})
+    {'trainer': {'train_steps': 10, 'max_to_keep': 1}}
+    """
+    from shatter_tf.settings import merge
+
+    result = {}
+    for key, value in settings.items():
+        value = nest(value) if isinstance(value, dict) else value
+        for part in reversed(key.split(".")):
+            value = {part: value}
+        result = merge(result, value)
+    return result
+
+
+def read_grid(path: str, data_dir: str | None = None) -> Grid:
+    """Returns the grid in a YAML file; raises UserError."""
+    from shatter_tf.settings import merge, read_config_file
+
+    grid = read_config_file(path, "--grid")
+    unknown = [key for key in grid if key not in (*_GRID_KEYS, "variants")]
+    if unknown:
+        raise UserError(f"--grid={path}: no setting {unknown[0]}{nearest(unknown[0], _GRID_KEYS)}")
+    variants = grid.get("variants")
+    if "experiment" not in grid or not isinstance(variants, dict) or not variants:
+        raise UserError(f"--grid={path}: needs an experiment and variants")
+    shared = read_config_file(grid["config_file"]) if grid.get("config_file") else {}
+    shared = merge(shared, nest(grid.get("settings") or {}))
+    under, jobs = grid.get("under"), []
+    for name, own in variants.items():
+        own = dict(own or {})
+        rates, seeds = (own.pop(key, grid.get(key)) for key in ("learning_rates", "seeds"))
+        if not isinstance(rates, list) or not isinstance(seeds, list):
+            raise UserError(f"--grid={path}: {name}: learning_rates and seeds must be lists")
+        flags = dict(data_dir=own.pop("data_dir", data_dir), init_checkpoint=own.pop("init_checkpoint", None))
+        whole = nest(own.pop("settings", None) or {})
+        settings = merge(merge(shared, nest({under: own} if under else own)), whole)
+        for seed, rate in itertools.product(seeds, rates):
+            more = nest({_SEED: seed, _LEARNING_RATE: float(rate)})
+            jobs.append(Job(str(name), float(rate), seed, merge(settings, more), **flags))
+    seeds = list(dict.fromkeys(job.seed for job in jobs))
+    # The first seed of every variant before the second of any: the picture is whole early.
+    jobs.sort(key=lambda job: seeds.index(job.seed))
+    reference = grid.get("reference") or next(iter(variants))
+    plot = grid.get("plot") or list(variants)
+    for name in (reference, *plot):
+        if name not in variants:
+            raise UserError(f"--grid={path}: no variant {name}{nearest(name, variants)}")
+    return Grid(grid["experiment"], reference, plot, jobs)
+
+
+def read_results(output_dir: str) -> list[dict]:
+    """Returns the finished runs of a comparison, in the order in which they finished."""
+    path = os.path.join(output_dir, RESULTS_FILE)
+    if not os.path.exists(path):
+        return []
+    with open(path, encoding="utf8") as f:
+        return [json.loads(line) for line in f]
+
+
+def _commit() -> str:
+    here = os.path.dirname(os.path.abspath(__file__))
+    git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True)
+    return git.stdout.strip() or "unknown"
+
+
+def prepare_job(grid: Grid, job: Job, output_dir: str) -> tuple:
+    """Writes the job's settings into its directory and checks them; returns (directory, Run). Raises UserError."""
+    import yaml
+
+    from shatter_tf import model_dir as model_dirs
+    from shatter_tf import settings
+
+    directory = os.path.join(output_dir, job.name)
+    os.makedirs(directory, exist_ok=True)
+    config_file = os.path.join(directory, "settings.yaml")
+    with open(config_file, "w", encoding="utf8") as f:
+        yaml.safe_dump(copy.deepcopy(job.settings), f, sort_keys=False)
+    resolved = settings.resolve(
+        grid.experiment, config_file=config_file, data_dir=job.data_dir, init_checkpoint=job.init_checkpoint
+    )
+    model_dirs.check(os.path.join(directory, "model"), resolved)
+    return directory, resolved
+
+
+def run_job(grid: Grid, job: Job, directory: str) -> dict:
+    """Trains one job to its end, going on from where it was; returns its line of results.jsonl.
+
+    Raises:
+      UserError: when training failed, with its own last line.
+    """
+    from shatter_tf import model_dir as model_dirs
+
+    model_dir, log_path = os.path.join(directory, "model"), os.path.join(directory, "train.log")
+    command = [sys.executable, "-m", "shatter_tf.train", f"--experiment={grid.experiment}", f"--model_dir={model_dir}"]
+    command.append(f"--config_file={os.path.join(directory, 'settings.yaml')}")
+    command += [f"--{flag}={value}" for flag in ("data_dir", "init_checkpoint") if (value := getattr(job, flag))]
+    with open(log_path, "a", encoding="utf8") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            code = process.wait()
+        finally:  # however this process ends, the run does not go on without it
+            process.terminate()
+    if code:
+        with open(log_path, encoding="utf8") as log:
+            last = (log.read().strip().splitlines() or ["it said nothing"])[-1]
+        raise UserError(f"{job.name}: {last} (more in {log_path})")
+    metrics = model_dirs.read_metrics(model_dir)
+    return dict(
+        variant=job.variant,
+        learning_rate=job.learning_rate,
+        seed=job.seed,
+        parameters=metrics["parameters"],
+        commit=_commit(),
+        finished=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        settings=job.settings,
+        history=model_dirs.read_history(model_dir),
+    )
+
+
+def parse_arguments(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m shatter_tf.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--grid", required=True, metavar="F", help="YAML; see above")
+    parser.add_argument("--output_dir", required=True, metavar="DIR", help="where runs, results and report go")
+    parser.add_argument("--data_dir", metavar="DIR", help="prepared corpus, or labelled text")
+    parser.add_argument("--time_steps", type=int, default=0, metavar="N", help="only time N steps of each variant")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str]) -> None:
+    args = parse_arguments(argv)
+    from shatter_tf import report, step_time
+
+    quieten_logging()
+    # So that a terminated comparison takes its current run with it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    grid = read_grid(args.grid, args.data_dir)
+    prepared = {job.key: prepare_job(grid, job, args.output_dir) for job in grid.jobs}
+
+    if args.time_steps:
+        first_jobs = {job.variant: job for job in reversed(grid.jobs)}
+        runs = {variant: prepared[job.key][1] for variant, job in first_jobs.items()}
+        with open(os.path.join(args.output_dir, STEP_SECONDS_FILE), "w", encoding="utf8") as f:
+            json.dump(step_time.measure(runs, args.time_steps), f, indent=1)
+
+    results, failures = read_results(args.output_dir), []
+    done = {(line["variant"], line["learning_rate"], line["seed"]) for line in results}
+    todo = [job for job in grid.jobs if job.key not in done] if not args.time_steps else []
+    for number, job in enumerate(todo, 1):
+        print(f"[{number}/{len(todo)}] {job.name}", end=" ", flush=True)
+        begin = time.time()
+        try:
+            line = run_job(grid, job, prepared[job.key][0])
+        except UserError as error:
+            print("failed", flush=True)
+            failures.append(str(error))
+            continue
+        with open(os.path.join(args.output_dir, RESULTS_FILE), "a", encoding="utf8") as f:
+            f.write(json.dumps(line) + "\n")
+        results.append(line)
+        last = line["history"][-1]
+        figures = "  ".join(f"{key} {value:.4f}" for key, value in last.items() if key not in ("step", "seconds"))
+        print(f"step {last['step']}  {figures}  ({datetime.timedelta(seconds=round(time.time() - begin))})", flush=True)
+        report.write(grid, results, args.output_dir)
+    if results:
+        report.write(grid, results, args.output_dir)
+        print(f"{len(results)} runs in {os.path.join(args.output_dir, report.REPORT_FILE)}")
+    if failures:
+        raise UserError("; ".join(failures))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,199 @@
+"""What a comparison shows: a Markdown table, curves against steps and wall-clock, and a dot for every run."""
+
+import json
+import os
+import statistics
+
+import numpy as np
+
+from shatter_tf.compare import RESULTS_FILE, STEP_SECONDS_FILE, Grid
+
+REPORT_FILE, CURVES_FILE, FINAL_FILE = "report.md", "curves.png", "final.png"
+
+
+def metric_of(experiment: str) -> tuple[str, int]:
+    """Returns the metric that an experiment is judged by, and 1 if more of it is better, -1 if less."""
+    return ("loss", -1) if experiment == "shatter/pretrain" else ("cls_accuracy", 1)
+
+
+def best_runs(results: list[dict], metric: str, sign: int) -> dict[str, list[dict]]:
+    """Returns each variant's runs at its best learning rate: the one whose mean over seeds at the end is best."""
+    groups: dict[str, dict[float, list[dict]]] = {}
+    for line in results:
+        groups.setdefault(line["variant"], {}).setdefault(line["learning_rate"], []).append(line)
+    return {
+        variant: max(rates.values(), key=lambda runs: sign * statistics.mean(final(run, metric) for run in runs))
+        for variant, rates in groups.items()
+    }
+
+
+def final(run: dict, metric: str) -> float:
+    return run["history"][-1][metric]
+
+
+def curve(runs: list[dict], metric: str) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the steps that all runs were evaluated at, [T], and the metric there, [runs, T]."""
+    values = [{entry["step"]: entry[metric] for entry in run["history"]} for run in runs]
+    steps = sorted(set.intersection(*(set(v) for v in values)))
+    return np.array(steps), np.array([[v[step] for step in steps] for v in values])
+
+
+def steps_to_reach(steps: np.ndarray, values: np.ndarray, target: float, sign: int) -> float | None:
+    """Returns the step, between evaluations by straight lines, at which `values` first reach `target`; None if never.
+
+    Example:
+    >>> steps_to_reach(np.array([10, 20, 30]), np.array([5.0, 4.0, 3.0]), 3.5, sign=-1)
+    25.0
+    """
+    good = np.flatnonzero(sign * values >= sign * target)
+    if not len(good):
+        return None
+    first = good[0]
+    if first == 0:
+        return float(steps[0])
+    share = (target - values[first - 1]) / (values[first] - values[first - 1])
+    return float(steps[first - 1] + share * (steps[first] - steps[first - 1]))
+
+
+def _spread(values: list[float], digits: int = 3) -> str:
+    mean = f"{statistics.mean(values):.{digits}f}"
+    return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
+
+
+def _step_seconds(runs: list[dict], measured: dict[str, float]) -> float:
+    """Returns the seconds of one step: measured side by side if they were, else what the runs themselves took."""
+    if runs[0]["variant"] in measured:
+        return measured[runs[0]["variant"]]
+    return statistics.median(run["history"][-1]["seconds"] / run["history"][-1]["step"] for run in runs)
+
+
+def write(grid: Grid, results: list[dict], output_dir: str) -> None:
+    """Writes report.md, curves.png and final.png into `output_dir`."""
+    metric, sign = metric_of(grid.experiment)
+    best = best_runs(results, metric, sign)
+    order = [name for name in dict.fromkeys(job.variant for job in grid.jobs) if name in best]
+    path = os.path.join(output_dir, STEP_SECONDS_FILE)
+    measured = {}
+    if os.path.exists(path):
+        with open(path, encoding="utf8") as f:
+            measured = json.load(f)
+    with open(os.path.join(output_dir, REPORT_FILE), "w", encoding="utf8") as f:
+        f.write(_markdown(grid, results, best, order, measured))
+    _draw_curves(grid, best, [name for name in order if name in grid.plot], measured, output_dir)
+    _draw_final(grid, best, order, output_dir)
+
+
+def _markdown(grid: Grid, results: list[dict], best: dict, order: list[str], measured: dict) -> str:
+    metric, sign = metric_of(grid.experiment)
+    swept = {name: len({line["learning_rate"] for line in results if line["variant"] == name}) for name in order}
+    reference = best.get(grid.reference)
+    rows = []
+    for name in order:
+        runs = best[name]
+        steps, values = curve(runs, metric)
+        seconds = _step_seconds(runs, measured)
+        row = [
+            name,
+            f"{runs[0]['parameters']:,}",
+            f"{runs[0]['learning_rate']:g}" + (f" of {swept[name]}" if swept[name] > 1 else ""),
+            str(len(runs)),
+            _spread([final(run, metric) for run in runs]),
+            f"{1000 * seconds:.0f}",
+        ]
+        if reference:
+            reference_steps, reference_values = curve(reference, metric)
+            target = float(reference_values.mean(axis=0)[-1])
+            reached = steps_to_reach(steps, values.mean(axis=0), target, sign)
+            if reached is None:
+                row += ["not reached", "not reached"]
+            else:
+                share = reached / reference_steps[-1]
+                time_share = share * seconds / _step_seconds(reference, measured)
+                row += [f"{reached:.0f} ({share:.0%})", f"{time_share:.0%}"]
+        rows.append(row)
+    header = ["variant", "parameters", "learning rate", "seeds", f"{metric} at the end", "ms/step"]
+    if reference:
+        header += [f"steps to {grid.reference}'s end", "wall-clock to it"]
+    commits = ", ".join(sorted({line["commit"] for line in results}))
+    lines = [
+        f"# {grid.experiment}: {len(results)} runs",
+        "",
+        f"Commit {commits}. {metric} on the validation data, mean ± standard deviation over seeds, at each variant's "
+        "best learning rate. "
+        + (
+            "Step times were measured in turn in one process."
+            if measured
+            else "Step times are the runs' own, on whatever else the machine did."
+        ),
+        "",
+        "| " + " | ".join(header) + " |",
+        "|" + "---|" * len(header),
+        *("| " + " | ".join(row) + " |" for row in rows),
+        "",
+    ]
+    if any(count > 1 for count in swept.values()):
+        rates = sorted({line["learning_rate"] for line in results})
+        lines += [
+            "| variant | " + " | ".join(f"{rate:g}" for rate in rates) + " |",
+            "|" + "---|" * (1 + len(rates)),
+        ]
+        for name in (name for name in order if swept[name] > 1):
+            cells = []
+            for rate in rates:
+                runs = [run for run in results if run["variant"] == name and run["learning_rate"] == rate]
+                cells.append(_spread([final(run, metric) for run in runs]) if runs else "")
+            lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        lines.append("")
+    lines += [f"![curves]({CURVES_FILE})", "", f"![at the end]({FINAL_FILE})", "", f"Every run: {RESULTS_FILE}", ""]
+    return "\n".join(lines)
+
+
+def _figure(columns: int, height: float):
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, columns, figsize=(5.5 * columns, height), squeeze=False, sharey=True)
+    for axis in axes[0]:
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure, axes[0]
+
+
+def _draw_curves(grid: Grid, best: dict, names: list[str], measured: dict, output_dir: str) -> None:
+    metric, _ = metric_of(grid.experiment)
+    figure, (by_steps, by_time) = _figure(2, 4.5)
+    for name in names:
+        runs = best[name]
+        steps, values = curve(runs, metric)
+        label = f"{name} ({len(runs)} seed{'s' * (len(runs) > 1)}, rate {runs[0]['learning_rate']:g})"
+        for axis, x in ((by_steps, steps), (by_time, steps * _step_seconds(runs, measured) / 60)):
+            (line,) = axis.plot(x, values.mean(axis=0), marker=".", label=label)
+            axis.fill_between(x, values.min(axis=0), values.max(axis=0), color=line.get_color(), alpha=0.2, linewidth=0)
+    by_steps.set(xlabel="steps", ylabel=f"validation {metric}")
+    by_time.set(xlabel="minutes of training" + (" (step times measured side by side)" if measured else ""))
+    by_steps.legend(fontsize=8, frameon=False)
+    _save(figure, os.path.join(output_dir, CURVES_FILE))
+
+
+def _draw_final(grid: Grid, best: dict, order: list[str], output_dir: str) -> None:
+    metric, sign = metric_of(grid.experiment)
+    figure, (axis,) = _figure(1, 1.2 + 0.28 * len(order))
+    ranked = sorted(order, key=lambda name: sign * statistics.mean(final(run, metric) for run in best[name]))
+    for y, name in enumerate(ranked):
+        values = [final(run, metric) for run in best[name]]
+        axis.plot(values, [y] * len(values), "o", color="tab:red" if name == grid.reference else "tab:blue", alpha=0.6)
+        axis.plot(statistics.mean(values), y, "k|", markersize=12)
+    axis.set_yticks(range(len(ranked)), ranked, fontsize=8)
+    axis.set(xlabel=f"validation {metric} at the end (a dot is a run)")
+    _save(figure, os.path.join(output_dir, FINAL_FILE))
+
+
+def _save(figure, path: str) -> None:
+    from matplotlib import pyplot
+
+    figure.tight_layout()
+    figure.savefig(path + ".incomplete", dpi=130, format="png")
+    os.replace(path + ".incomplete", path)
+    pyplot.close(figure)
