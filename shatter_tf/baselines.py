@@ -161,7 +161,7 @@ class BertBaseline(networks.BertEncoderV2):
         elif config.positions == "rotary":
             longest = config.max_position_embeddings
             block, choices = _RotaryBlock, dict(q_max_sequence_length=longest, kv_max_sequence_length=longest)
-        self._transformer_layers = [
+        blocks = [
             block(
                 kernel_initializer=tf_utils.clone_initializer(initializer),
                 name=f"transformer/layer_{i}",
@@ -171,7 +171,8 @@ class BertBaseline(networks.BertEncoderV2):
             for i in range(config.num_layers)
         ]
         if config.norm_first:
-            self._transformer_layers[-1] = _NormedBlock(self._transformer_layers[-1], name="last_block")
+            blocks[-1] = _NormedBlock(blocks[-1], name="last_block")
+        self._transformer_layers = blocks
 
     def freeze_pooler(self) -> None:
         """Keeps an unused pooler, which BertEncoderV2 always has, from warnings about missing gradients."""

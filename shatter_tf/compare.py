@@ -21,6 +21,7 @@ A grid is YAML:
   seeds: [0, 1, 2]
   reference: bert                              # the variant that others are measured against
   plot: [bert, shatter]                        # curves to draw; all if left out
+  evaluate_at: [512]                           # other lengths, in tokens, to evaluate the end of pretraining at
   variants:
     shatter: {}
     narrow: {any.num_parts: 4}
@@ -44,7 +45,10 @@ import time
 from shatter_tf.command_line import UserError, nearest, quieten_logging, run
 
 RESULTS_FILE, STEP_SECONDS_FILE = "results.jsonl", "step_seconds.json"
-_GRID_KEYS = ("experiment", "config_file", "settings", "under", "learning_rates", "seeds", "reference", "plot")
+_GRID_KEYS = (
+    *("experiment", "config_file", "settings", "under", "learning_rates", "seeds"),
+    *("reference", "plot", "evaluate_at", "variants"),
+)
 _SEED = "task.train_data.seed"
 _LEARNING_RATE = "trainer.optimizer_config.learning_rate.polynomial.initial_learning_rate"
 
@@ -76,6 +80,7 @@ class Grid:
     experiment: str
     reference: str
     plot: list[str]
+    evaluate_at: list[int]
     jobs: list[Job]
 
 
@@ -102,7 +107,7 @@ def read_grid(path: str, data_dir: str | None = None) -> Grid:
     from shatter_tf.settings import merge, read_config_file
 
     grid = read_config_file(path, "--grid")
-    unknown = [key for key in grid if key not in (*_GRID_KEYS, "variants")]
+    unknown = [key for key in grid if key not in _GRID_KEYS]
     if unknown:
         raise UserError(f"--grid={path}: no setting {unknown[0]}{nearest(unknown[0], _GRID_KEYS)}")
     variants = grid.get("variants")
@@ -130,7 +135,7 @@ def read_grid(path: str, data_dir: str | None = None) -> Grid:
     for name in (reference, *plot):
         if name not in variants:
             raise UserError(f"--grid={path}: no variant {name}{nearest(name, variants)}")
-    return Grid(grid["experiment"], reference, plot, jobs)
+    return Grid(grid["experiment"], reference, plot, grid.get("evaluate_at") or [], jobs)
 
 
 def read_results(output_dir: str) -> list[dict]:
@@ -179,16 +184,12 @@ def run_job(grid: Grid, job: Job, directory: str) -> dict:
     command = [sys.executable, "-m", "shatter_tf.train", f"--experiment={grid.experiment}", f"--model_dir={model_dir}"]
     command.append(f"--config_file={os.path.join(directory, 'settings.yaml')}")
     command += [f"--{flag}={value}" for flag in ("data_dir", "init_checkpoint") if (value := getattr(job, flag))]
-    with open(log_path, "a", encoding="utf8") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
-        try:
-            code = process.wait()
-        finally:  # however this process ends, the run does not go on without it
-            process.terminate()
-    if code:
-        with open(log_path, encoding="utf8") as log:
-            last = (log.read().strip().splitlines() or ["it said nothing"])[-1]
-        raise UserError(f"{job.name}: {last} (more in {log_path})")
+    _call(command, job, log_path)
+    other_lengths = {}
+    for length in grid.evaluate_at:
+        more = f"--params_override=task.validation_data.seq_length={length}"
+        _call([*command, "--mode=eval", more], job, log_path)
+        other_lengths[str(length)] = model_dirs.read_metrics(model_dir)
     metrics = model_dirs.read_metrics(model_dir)
     return dict(
         variant=job.variant,
@@ -199,7 +200,21 @@ def run_job(grid: Grid, job: Job, directory: str) -> dict:
         finished=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         settings=job.settings,
         history=model_dirs.read_history(model_dir),
+        other_lengths=other_lengths,
     )
+
+
+def _call(command: list[str], job: Job, log_path: str) -> None:
+    with open(log_path, "a", encoding="utf8") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            code = process.wait()
+        finally:  # however this process ends, the run does not go on without it
+            process.terminate()
+    if code:
+        with open(log_path, encoding="utf8") as log:
+            last = (log.read().strip().splitlines() or ["it said nothing"])[-1]
+        raise UserError(f"{job.name}: {last} (more in {log_path})")
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:

@@ -5,7 +5,7 @@ params.yaml       every setting, the label names among them
 vocab.txt         the vocabulary
 ckpt-*, best/     checkpoints: the newest, and the one whose evaluation was best
 metrics.json      the metrics of the last evaluation
-history.jsonl     those of every evaluation, with the seconds of training before it
+history.jsonl     those of every evaluation in training, with the seconds of training before it
 train/, validation/   TensorBoard
 """
 
@@ -137,7 +137,7 @@ def write_metrics(model_dir: str, metrics: dict) -> None:
 
 
 def read_history(model_dir: str, last_step: Optional[int] = None) -> list[dict]:
-    """Returns the evaluations of a run in order, those after `last_step` left out: step, seconds, metrics."""
+    """Returns the evaluations during a run in order, those after `last_step` left out: step, seconds, metrics."""
     path = os.path.join(model_dir, HISTORY_FILE)
     if not tf.io.gfile.exists(path):
         return []

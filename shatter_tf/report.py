@@ -111,9 +111,14 @@ def _markdown(grid: Grid, results: list[dict], best: dict, order: list[str], mea
                 time_share = share * seconds / _step_seconds(reference, measured)
                 row += [f"{reached:.0f} ({share:.0%})", f"{time_share:.0%}"]
         rows.append(row)
+    for name, row in zip(order, rows, strict=True):
+        for length in grid.evaluate_at:
+            values = [run["other_lengths"].get(str(length), {}).get(metric) for run in best[name]]
+            row.append("" if None in values else _spread(values))
     header = ["variant", "parameters", "learning rate", "seeds", f"{metric} at the end", "ms/step"]
     if reference:
         header += [f"steps to {grid.reference}'s end", "wall-clock to it"]
+    header += [f"{metric} at {length} tokens" for length in grid.evaluate_at]
     commits = ", ".join(sorted({line["commit"] for line in results}))
     lines = [
         f"# {grid.experiment}: {len(results)} runs",

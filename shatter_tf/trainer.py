@@ -208,7 +208,8 @@ class Session:
             if self.step % trainer.summary_interval == 0 or self.step == total:
                 self._summarise("train", {**metrics, "learning_rate": rate, "examples_per_second": examples})
             if evaluate and (self.step % trainer.validation_interval == 0 or self.step == total):
-                self.evaluate()
+                self.history.append({"step": self.step, "seconds": round(self.seconds, 3), **self.evaluate()})
+                model_dirs.write_history(self.model_dir, self.history)
             if self.step % trainer.checkpoint_interval == 0 or self.step == total:
                 self._save()
             if not checked_learning and self.step >= self._sanity_steps:
@@ -243,8 +244,8 @@ class Session:
                 flush=True,
             )
 
-    def evaluate(self) -> None:
-        """Evaluates the current weights on the validation data and writes metrics.json."""
+    def evaluate(self) -> dict[str, float]:
+        """Evaluates the current weights on the validation data and writes metrics.json; returns what it holds."""
         begin = time.time()
         steps = self.params.trainer.validation_steps
         metrics = _readable(self.trainer.evaluate(tf.constant(steps, tf.int32)))
@@ -255,10 +256,7 @@ class Session:
         )
         self._summarise("validation", metrics)
         model_dirs.write_metrics(self.model_dir, {"step": self.step, **metrics, "parameters": self.parameters})
-        if self.history and self.history[-1]["step"] == self.step:
-            self.history.pop()
-        self.history.append({"step": self.step, "seconds": round(self.seconds, 3), **metrics})
-        model_dirs.write_history(self.model_dir, self.history)
+        return metrics
 
     def _summarise(self, name: str, values: dict[str, float]) -> None:
         if name not in self._writers:

@@ -79,13 +79,14 @@ def test_every_weight_is_tracked_and_gets_a_gradient(positions, norm_first):
 
 
 @positions
-def test_config_round_trip(positions):
+def test_config_and_checkpoint_round_trip(positions, tmp_path):
     encoder = BertBaseline(BertConfig(positions=positions, norm_first=True, **SIZES))
     ids = RNG.integers(1, 50, [1, 9])
     expected = encode(encoder, ids, ids > 0)
+    path = tf.train.Checkpoint(encoder=encoder).write(str(tmp_path / "checkpoint"))
     again = BertBaseline.from_config(encoder.get_config())
     encode(again, ids, ids > 0)
-    again.set_weights(encoder.get_weights())
+    tf.train.Checkpoint(encoder=again).read(path).assert_consumed()
     np.testing.assert_array_equal(encode(again, ids, ids > 0), expected)
 
 

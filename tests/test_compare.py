@@ -1,0 +1,158 @@
+"""Grids of runs: read strictly, resumed where they stopped, and reported without a flattering choice."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+from tiny import TINY
+
+from shatter_tf import compare, report
+from shatter_tf.command_line import UserError
+
+ROOT = pathlib.Path(__file__).parents[1]
+TINY_SETTINGS = {f"task.model.encoder.any.{key}": value for key, value in TINY.items()}
+GRID = dict(
+    experiment="shatter/pretrain",
+    settings={
+        **TINY_SETTINGS,
+        "trainer": {"train_steps": 4, "steps_per_loop": 2, "validation_interval": 2},
+        "task.train_data.global_batch_size": 2,
+    },
+    under="task.model.encoder",
+    learning_rates=[1e-3],
+    seeds=[0, 1],
+    reference="bert",
+    evaluate_at=[24],
+    variants={"shatter": {}, "bert": {"type": "bert", "learning_rates": [1e-3, 2e-3], "seeds": [0]}},
+)
+
+
+def write_grid(tmp_path, **changes):
+    path = tmp_path / "grid.yaml"
+    path.write_text(yaml.safe_dump({**GRID, **changes}, sort_keys=False))
+    return str(path)
+
+
+def test_read_grid(tmp_path):
+    variant = {
+        "any.num_parts": 6, "init_checkpoint": "runs/x", "data_dir": "y", "settings": {"trainer.train_steps": 9},
+    }  # fmt: skip
+    grid = compare.read_grid(write_grid(tmp_path, variants={**GRID["variants"], "six": variant}), data_dir="corpus")
+    assert [job.name for job in grid.jobs] == [
+        "shatter/lr0.001-seed0", "bert/lr0.001-seed0", "bert/lr0.002-seed0", "six/lr0.001-seed0",
+        "shatter/lr0.001-seed1", "six/lr0.001-seed1",
+    ]  # fmt: skip
+    shatter, bert, six = grid.jobs[0], grid.jobs[2], grid.jobs[3]
+    assert (six.data_dir, six.init_checkpoint, shatter.data_dir) == ("y", "runs/x", "corpus")
+    assert six.settings["trainer"] == {**shatter.settings["trainer"], "train_steps": 9}
+    encoder = six.settings["task"]["model"]["encoder"]
+    assert encoder["any"]["num_parts"] == 6
+    assert encoder["any"]["hidden_size"] == TINY["hidden_size"]
+    assert shatter.settings["task"]["model"]["encoder"]["any"]["num_parts"] == TINY["num_parts"]
+    assert bert.settings["task"]["model"]["encoder"]["type"] == "bert"
+    assert bert.settings["trainer"]["optimizer_config"]["learning_rate"]["polynomial"] == {
+        "initial_learning_rate": 2e-3
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(variant={}), r"no setting variant \(did you mean variants\?\)"),
+        (dict(variants={}), "needs an experiment and variants"),
+        (dict(seeds=0), "shatter: learning_rates and seeds must be lists"),
+        (dict(reference="brt"), r"no variant brt \(did you mean bert\?\)"),
+        (dict(plot=["shattr"]), r"no variant shattr \(did you mean shatter\?\)"),
+        (dict(config_file="none.yaml"), "--config_file=none.yaml: no such file"),
+    ],
+)
+def test_read_grid_refuses(tmp_path, changes, message):
+    with pytest.raises(UserError, match=message):
+        compare.read_grid(write_grid(tmp_path, **changes))
+
+
+def test_a_mistake_in_the_last_variant_stops_the_first_run(tmp_path, write_corpus, random_documents):
+    data = write_corpus(random_documents(shards=1, per_shard=20))
+    grid = write_grid(tmp_path, variants={**GRID["variants"], "wrong": {"any.num_partz": 6}})
+    with pytest.raises(UserError, match="no setting task.model.encoder.any.num_partz"):
+        compare.main([f"--grid={grid}", f"--data_dir={data}", f"--output_dir={tmp_path}/out"])
+    assert not list((tmp_path / "out").rglob("model"))
+
+
+def make_result(variant, rate, seed, losses, parameters=1000):
+    history = [dict(step=10 * (i + 1), seconds=1.0 * (i + 1), loss=loss) for i, loss in enumerate(losses)]
+    return dict(
+        variant=variant, learning_rate=rate, seed=seed, parameters=parameters, commit="abc", history=history,
+        other_lengths={"24": {"loss": losses[-1] + 1}},
+    )  # fmt: skip
+
+
+def test_report(tmp_path):
+    grid = compare.read_grid(write_grid(tmp_path))
+    results = [
+        make_result("shatter", 1e-3, 0, [5.0, 3.0, 2.0]),
+        make_result("shatter", 1e-3, 1, [5.0, 3.0, 1.0]),
+        make_result("bert", 1e-3, 0, [6.0, 5.0, 4.5]),
+        make_result("bert", 2e-3, 0, [6.0, 5.0, 4.0]),
+    ]
+    report.write(grid, results, str(tmp_path))
+    text = (tmp_path / report.REPORT_FILE).read_text()
+    # BERT is taken at its better learning rate; Shatter's mean passes its end, 4.0, half-way from step 10 to step 20.
+    assert "| shatter | 1,000 | 0.001 | 2 | 1.500 ± 0.707 | 100 | 15 (50%) | 50% | 2.500 ± 0.707 |" in text
+    assert "| bert | 1,000 | 0.002 of 2 | 1 | 4.000 | 100 | 30 (100%) | 100% | 5.000 |" in text
+    assert "| bert | 4.500 | 4.000 |" in text
+    for name in (report.CURVES_FILE, report.FINAL_FILE):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    # Step times measured side by side replace the runs' own.
+    (tmp_path / compare.STEP_SECONDS_FILE).write_text(json.dumps(dict(shatter=0.2, bert=0.4)))
+    report.write(grid, results, str(tmp_path))
+    assert "| 200 | 15 (50%) | 25% |" in (tmp_path / report.REPORT_FILE).read_text()
+
+
+def launch(grid, data, out, *more):
+    flags = [f"--grid={grid}", f"--data_dir={data}", f"--output_dir={out}", *more]
+    return subprocess.Popen(
+        [sys.executable, "-m", "shatter_tf.compare", *flags],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": "-1", "PYTHONWARNINGS": "ignore"},
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_stopped_comparison_goes_on_where_it_was(tmp_path, write_corpus, random_documents):
+    data = write_corpus(random_documents(shards=1, per_shard=40))
+    grid, out = write_grid(tmp_path, variants={"shatter": {}, "bert": {"type": "bert", "seeds": [0]}}), tmp_path / "out"
+    first = launch(grid, data, out)
+    deadline = time.time() + 200
+    while not (out / "results.jsonl").exists() and first.poll() is None and time.time() < deadline:
+        time.sleep(0.2)
+    first.send_signal(signal.SIGTERM)
+    printed, errors = first.communicate(timeout=60)
+    assert (out / "results.jsonl").exists(), printed + errors
+    finished = (out / "results.jsonl").read_text()
+    assert finished.count("\n") == 1
+    running = subprocess.run(["pgrep", "-f", str(out)], capture_output=True, text=True).stdout
+    assert not running  # the training process went with it
+
+    second = launch(grid, data, out)
+    printed, errors = second.communicate(timeout=280)
+    assert second.returncode == 0, errors
+    assert "[1/2]" in printed
+    lines = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+    assert (out / "results.jsonl").read_text().startswith(finished)
+    assert [(line["variant"], line["seed"]) for line in lines] == [("shatter", 0), ("bert", 0), ("shatter", 1)]
+    for line in lines:
+        assert [entry["step"] for entry in line["history"]] == [2, 4]
+        assert set(line["other_lengths"]) == {"24"}
+    assert "| shatter |" in (out / "report.md").read_text()
+
+    timed = launch(grid, data, out, "--time_steps=2")
+    _, errors = timed.communicate(timeout=200)
+    assert timed.returncode == 0, errors
+    assert set(json.loads((out / "step_seconds.json").read_text())) == {"shatter", "bert"}

@@ -1,0 +1,76 @@
+"""The training loop: what it does when training goes wrong, and what it leaves behind."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from shatter_tf import checkpoints, model_dir, trainer
+from shatter_tf.command_line import UserError
+
+STEPS = "trainer.train_steps=8,trainer.steps_per_loop=2,trainer.checkpoint_interval=2,trainer.validation_interval=4"
+
+
+def train(run, directory, evaluate=False):
+    model_dir.write(str(directory), run)
+    session = trainer.Session(run, str(directory))
+    session.train(evaluate)
+    return session
+
+
+def start(run, directory):
+    model_dir.write(str(directory), run)
+    return trainer.Session(run, str(directory))
+
+
+def test_a_loss_that_is_not_finite_stops_training_and_leaves_the_last_good_checkpoint(pretrain, tmp_path):
+    session = start(pretrain(STEPS), tmp_path / "run")
+    step = session.trainer.task.train_step
+
+    def train_step(inputs, model, optimizer, metrics=None):
+        logs = step(inputs, model, optimizer, metrics)
+        logs["loss"] += tf.where(session.trainer.global_step >= 4, np.nan, 0.0)  # from the fifth step on
+        return logs
+
+    session.trainer.task.train_step = train_step
+    with pytest.raises(UserError, match=r"loss is not finite at step 5, last good checkpoint: \S+ckpt-4; "):
+        session.train(evaluate=False)
+    assert checkpoints.checkpoint_step(checkpoints.latest_checkpoint(str(tmp_path / "run"))) == 4
+
+
+def test_weights_that_are_not_finite_are_not_saved(pretrain, tmp_path):
+    session = start(pretrain(STEPS), tmp_path / "run")
+    session.trainer.model.trainable_variables[0].assign(session.trainer.model.trainable_variables[0] * np.inf)
+    with pytest.raises(UserError, match=r"weights are not finite at step 0, last good checkpoint: none; "):
+        session._save()
+    assert checkpoints.latest_checkpoint(str(tmp_path / "run")) is None
+
+
+@pytest.mark.parametrize(("entropy", "warns"), [(3.0, True), (100.0, False)])
+def test_a_run_that_learns_only_frequencies_is_told_so_once(pretrain, tmp_path, capsys, entropy, warns):
+    run = pretrain(STEPS + ",task.sanity_steps=3")
+    corpus = pathlib.Path(run.params.task.train_data.input_path) / "corpus.json"
+    corpus.write_text(json.dumps({**json.loads(corpus.read_text()), "unigram_entropy": entropy}))
+    train(run, tmp_path / "run")
+    assert capsys.readouterr().err.count("warning: after 4 steps the loss is ") == warns
+
+
+def test_history_holds_every_evaluation_once_over_a_resume(pretrain, tmp_path):
+    directory = tmp_path / "run"
+    session = start(pretrain(STEPS + ",trainer.validation_interval=2"), directory)
+    session.params.trainer.train_steps = 4
+    session.train(evaluate=True)
+    before = model_dir.read_history(str(directory))
+    assert [entry["step"] for entry in before] == [2, 4]
+    # As if it had been killed between an evaluation and the checkpoint that follows it.
+    model_dir.write_history(str(directory), [*before, {"step": 6, "seconds": 1e6, "loss": 0.0}])
+    session = trainer.Session(pretrain(STEPS + ",trainer.validation_interval=2"), str(directory))
+    session.train(evaluate=True)
+    history = model_dir.read_history(str(directory))
+    assert [entry["step"] for entry in history] == [2, 4, 6, 8]
+    assert history[:2] == before
+    seconds = [entry["seconds"] for entry in history]
+    assert 0 < seconds[0] < seconds[1] < seconds[2] < seconds[3] < 1e5
+    assert model_dir.read_metrics(str(directory))["parameters"] == session.parameters
