@@ -19,6 +19,7 @@ from shatter_tf.config import ShatterConfig
 
 # Keeps the normaliser of a fully masked row finite, and far below one unmasked entry of any useful size.
 EPSILON = 1e-6
+PART_EPSILON = 1e-2
 
 
 def same_document_mask(input_mask: tf.Tensor) -> tf.Tensor:
@@ -89,6 +90,22 @@ def attention_map(scores: tf.Tensor, mask: tf.Tensor, activation: str, normalize
     elif normalizer == "unit_length":
         attention *= tf.math.rsqrt(tf.reduce_sum(tf.square(attention), axis=-1, keepdims=True) + EPSILON)
     return attention
+
+
+def part_scale(attention: tf.Tensor, mask: tf.Tensor, partition: tf.Tensor, normalizer: str) -> tf.Tensor:
+    """Returns 1 / n_ip, float32 [B, L, P], the normaliser of each part by itself.
+
+    part_length:       n_ip = sqrt(sum_j m_ij f_p(j - i)^2), which is the same in every layer
+    part_unit_length:  n_ip = sqrt(sum_j (f_p(j - i) a_ij)^2)
+    part_row_sum:      n_ip = sum_j f_p(j - i) a_ij
+
+    Source: ours. Near parts hold a token or two, far ones dozens; divided by their common length alone, the near ones
+    would start a tenth as loud.
+    """
+    if normalizer == "part_row_sum":
+        return 1.0 / (tf.einsum("BLM,PLM->BLP", attention, partition) + PART_EPSILON)
+    weights = tf.cast(mask, tf.float32) if normalizer == "part_length" else tf.square(attention)
+    return tf.math.rsqrt(tf.einsum("BLM,PLM->BLP", weights, tf.square(partition)) + PART_EPSILON)
 
 
 def part_values(attention: tf.Tensor, partition: tf.Tensor, value: tf.Tensor) -> tf.Tensor:
@@ -167,9 +184,12 @@ class ShatterAttention(tf_keras.layers.Layer):
         attention = attention_map(scores, mask, self.config.attention_activation, self.config.normalizer)
         dropped = self.attention_dropout(tf.cast(attention, self.compute_dtype))
         y = part_values(dropped, partition, self.value(x))
+        width = self.config.hidden_size // self.config.num_parts
+        if self.config.normalizer.startswith("part_"):
+            scale = part_scale(attention, mask, partition, self.config.normalizer)
+            y *= tf.repeat(tf.cast(scale, y.dtype), width, axis=-1)
         if self.part_gate is not None:
-            gate = 2.0 * tf.sigmoid(self.part_gate(query_input))
-            y *= tf.repeat(gate, self.config.hidden_size // self.config.num_parts, axis=-1)
+            y *= tf.repeat(2.0 * tf.sigmoid(self.part_gate(query_input)), width, axis=-1)
         if self.output_gate is not None:
             y *= 2.0 * tf.sigmoid(self.output_gate(query_input))
         if self.output_projection is not None:

@@ -161,8 +161,15 @@ def prepare_job(grid: Grid, job: Job, output_dir: str) -> tuple:
     from shatter_tf import settings
 
     directory = os.path.join(output_dir, job.name)
-    os.makedirs(directory, exist_ok=True)
     config_file = os.path.join(directory, "settings.yaml")
+    if os.path.exists(os.path.join(directory, "model")):
+        changed = model_dirs.differences(settings.read_config_file(config_file), job.settings)
+        if changed:
+            raise UserError(
+                f"{directory}: begun with other settings ({'; '.join(changed)}); give the variant another name, "
+                "or name another --output_dir"
+            )
+    os.makedirs(directory, exist_ok=True)
     with open(config_file, "w", encoding="utf8") as f:
         yaml.safe_dump(copy.deepcopy(job.settings), f, sort_keys=False)
     resolved = settings.resolve(

@@ -85,7 +85,7 @@ def check(model_dir: str, run: Run) -> None:
     if before.experiment != run.experiment:
         raise UserError(f"--model_dir={model_dir}: holds a run of {before.experiment}, not of {run.experiment}")
     old, new = before.params.task.model.as_dict(), run.params.task.model.as_dict()
-    changed = _differences(old, new)
+    changed = differences(old, new)
     if changed:
         raise UserError(f"--model_dir={model_dir}: holds another model ({'; '.join(changed)}); name a new directory")
     if before.vocabulary != run.vocabulary or before.lower_case != run.lower_case:
@@ -94,11 +94,17 @@ def check(model_dir: str, run: Run) -> None:
         raise UserError(f"--model_dir={model_dir}: was trained with other labels; name a new directory")
 
 
-def _differences(old, new, key: str = "") -> list[str]:
+def differences(old, new, key: str = "") -> list[str]:
+    """Returns a line for each setting in which two nested dicts differ.
+
+    Example:
+    >>> differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}})
+    ['a.c was 2, not 3']
+    """
     if isinstance(old, dict) and isinstance(new, dict):
         found = []
         for name in sorted({*old, *new}):
-            found += _differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
+            found += differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
         return found
     return [] if old == new else [f"{key} was {old}, not {new}"]
 

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 import os
 import pathlib
 import shutil
@@ -261,6 +262,28 @@ def test_prepare_refuses(world, tmp_path):
         "prepare", f"--input={tmp_path}/bad.txt,{base}/text.txt", out, "--errors=replace", "--layout=blank_line",
         "--vocab_size=120", "--validation_fraction=0.2",
     )  # fmt: skip
+
+
+def test_text_to_validate_on_stays_out_of_training(tmp_path):
+    (tmp_path / "text.txt").write_text("the cat sat\n" * 3 + "the dog ran\n" * 3)
+    (tmp_path / "held_out.txt").write_text("the cat ran\n" * 2)
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat", "dog", "sat"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    flags = [f"--input={tmp_path}/text.txt", f"--vocab_file={tmp_path}/vocab.txt", "--layout=line"]
+    held_out = f"--validation_input={tmp_path}/held_out.txt"
+    importlib.import_module("shatter_tf.prepare").main([*flags, held_out, f"--output_dir={tmp_path}/corpus"])
+    corpus = json.loads((tmp_path / "corpus/corpus.json").read_text())
+    assert [shard["documents"] for shard in corpus["train"]] == [6]
+    assert [shard["documents"] for shard in corpus["validation"]] == [2]
+    assert [source["documents"] for source in corpus["sources"]] == [6, 2]
+    assert corpus["unknown_tokens"] == 5  # ran
+    counts = [8, 5, 3, 3]  # the, cat, dog, sat
+    entropy = -sum(n / 19 * math.log(n / 19) for n in counts)
+    assert corpus["unigram_entropy"] == pytest.approx(entropy)
+
+    out = f"--output_dir={tmp_path}/other"
+    assert "--validation_input=none: no such file" in refuse("prepare", *flags, out, "--validation_input=none")
+    assert "text.txt is in --input, too" in refuse("prepare", *flags, out, f"--validation_input={tmp_path}/t*.txt")
 
 
 @pytest.mark.slow

@@ -85,6 +85,17 @@ def test_a_mistake_in_the_last_variant_stops_the_first_run(tmp_path, write_corpu
     assert not list((tmp_path / "out").rglob("model"))
 
 
+def test_results_of_other_settings_are_not_taken_for_these(tmp_path, write_corpus, random_documents):
+    data, out = write_corpus(random_documents(shards=1, per_shard=20)), tmp_path / "out"
+    grid = compare.read_grid(write_grid(tmp_path), data)
+    (out / grid.jobs[0].name / "model").mkdir(parents=True)
+    (out / grid.jobs[0].name / "settings.yaml").write_text(yaml.safe_dump(grid.jobs[0].settings))
+    compare.prepare_job(grid, grid.jobs[0], str(out))
+    more = compare.read_grid(write_grid(tmp_path, settings={**GRID["settings"], "task.train_data.seq_length": 8}), data)
+    with pytest.raises(UserError, match="begun with other settings .task.train_data.seq_length was None, not 8"):
+        compare.prepare_job(more, more.jobs[0], str(out))
+
+
 def make_result(variant, rate, seed, losses, parameters=1000):
     history = [dict(step=10 * (i + 1), seconds=1.0 * (i + 1), loss=loss) for i, loss in enumerate(losses)]
     return dict(
