@@ -19,7 +19,6 @@ from shatter_tf.config import ShatterConfig
 
 # Keeps the normaliser of a fully masked row finite, and far below one unmasked entry of any useful size.
 EPSILON = 1e-6
-PART_EPSILON = 1e-2
 
 
 def same_document_mask(input_mask: tf.Tensor) -> tf.Tensor:
@@ -92,7 +91,7 @@ def attention_map(scores: tf.Tensor, mask: tf.Tensor, activation: str, normalize
     return attention
 
 
-def part_scale(attention: tf.Tensor, mask: tf.Tensor, partition: tf.Tensor, normalizer: str) -> tf.Tensor:
+def part_scale(attention: tf.Tensor, mask: tf.Tensor, partition: tf.Tensor, config: ShatterConfig) -> tf.Tensor:
     """Returns 1 / n_ip, float32 [B, L, P], the normaliser of each part by itself.
 
     part_length:       n_ip = sqrt(sum_j m_ij f_p(j - i)^2), which is the same in every layer
@@ -102,10 +101,10 @@ def part_scale(attention: tf.Tensor, mask: tf.Tensor, partition: tf.Tensor, norm
     Source: ours. Near parts hold a token or two, far ones dozens; divided by their common length alone, the near ones
     would start a tenth as loud.
     """
-    if normalizer == "part_row_sum":
-        return 1.0 / (tf.einsum("BLM,PLM->BLP", attention, partition) + PART_EPSILON)
-    weights = tf.cast(mask, tf.float32) if normalizer == "part_length" else tf.square(attention)
-    return tf.math.rsqrt(tf.einsum("BLM,PLM->BLP", weights, tf.square(partition)) + PART_EPSILON)
+    if config.normalizer == "part_row_sum":
+        return 1.0 / (tf.einsum("BLM,PLM->BLP", attention, partition) + config.part_epsilon)
+    weights = tf.cast(mask, tf.float32) if config.normalizer == "part_length" else tf.square(attention)
+    return tf.math.rsqrt(tf.einsum("BLM,PLM->BLP", weights, tf.square(partition)) + config.part_epsilon)
 
 
 def part_values(attention: tf.Tensor, partition: tf.Tensor, value: tf.Tensor) -> tf.Tensor:
@@ -186,7 +185,7 @@ class ShatterAttention(tf_keras.layers.Layer):
         y = part_values(dropped, partition, self.value(x))
         width = self.config.hidden_size // self.config.num_parts
         if self.config.normalizer.startswith("part_"):
-            scale = part_scale(attention, mask, partition, self.config.normalizer)
+            scale = part_scale(attention, mask, partition, self.config)
             y *= tf.repeat(tf.cast(scale, y.dtype), width, axis=-1)
         if self.part_gate is not None:
             y *= tf.repeat(2.0 * tf.sigmoid(self.part_gate(query_input)), width, axis=-1)

@@ -39,6 +39,7 @@ class ShatterConfig(hyperparams.Config):
         sum of squares), "root_length" (the root of the number of tokens attended to), or "length_bias" (nothing, but
         ln of that number is subtracted from the scores); "part_length", "part_unit_length" and "part_row_sum" do the
         like for each part by itself.
+      part_epsilon: added to n_ip.
       position_bias: whether the score's bias for each part comes from the "query" token, the "key" token, both, or
         "none".
       use_key_projection: whether keys are projected, as in BERT.
@@ -74,6 +75,7 @@ class ShatterConfig(hyperparams.Config):
     squashing_scale: float = 512.0
     attention_activation: str = "sigmoid"
     normalizer: str = "unit_length"
+    part_epsilon: float = 0.01
     position_bias: str = "query"
     use_key_projection: bool = False
     use_part_gate: bool = False
