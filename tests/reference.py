@@ -16,8 +16,13 @@ def squash(r: float, kind: str, scale: float) -> float:
 def part(p: int, r: float, parts: int, family: str, kind: str, scale: float) -> float:
     """f_p(r)."""
     t = squash(r, kind, scale)
+    distance = abs(t * (parts - 1) - p)
     if family == "linear":
-        return max(0.0, 1 - abs(t * (parts - 1) - p))
+        return max(0.0, 1 - distance)
+    if family == "cosine":
+        return math.cos(0.5 * math.pi * distance) ** 2 if distance < 1 else 0.0
+    if family == "box":
+        return 0.5 if abs(distance - 0.5) < 1e-9 else float(distance < 0.5)
     return math.comb(parts - 1, p) * t**p * (1 - t) ** (parts - 1 - p)
 
 
@@ -35,31 +40,55 @@ def sigmoid(x):
     return 1 / (1 + np.exp(-x))
 
 
-def attention(x, weights, input_mask, f, activation="sigmoid", normalizer="unit_length", epsilon=1e-6):
-    """y, [B, L, D], and the map a / n, [B, L, L]."""
+def attention(x, weights, input_mask, f, activation="sigmoid", normalizer="unit_length", part_epsilon=0.01):
+    """y, [B, L, D], and the map, [B, L, L]: a / n where one n serves all parts, else a."""
+    epsilon = 1e-6
     batch, length, width = x.shape
     parts = f.shape[0]
     q = x @ weights["wq"] + weights["bq"]
-    b = x @ weights["u"] + weights["bu"]
+    k = x @ weights["wk"] + weights["bk"] if "wk" in weights else x
+    none = np.zeros((batch, length, parts))
+    b = x @ weights["u"] + weights["bu"] if "u" in weights else none
+    c = x @ weights["uk"] + weights["buk"] if "uk" in weights else none
     v = np.stack([x @ weights["wv"][:, p] + weights["bv"][p] for p in range(parts)], axis=1)  # [B, P, L, E]
     a = np.zeros((batch, length, length))
     for n in range(batch):
         for i in range(length):
             allowed = [j for j in range(length) if input_mask[n, j] > 0 and input_mask[n, j] == input_mask[n, i]]
-            s = {j: q[n, i] @ x[n, j] / math.sqrt(width) + b[n, i] @ f[:, i, j] for j in allowed}
+            s = {j: q[n, i] @ k[n, j] / math.sqrt(width) + (b[n, i] + c[n, j]) @ f[:, i, j] for j in allowed}
+            if normalizer == "length_bias":
+                s = {j: value - math.log(len(allowed)) for j, value in s.items()}
             if activation == "softmax":
                 total = sum(math.exp(value) for value in s.values())
                 row = {j: math.exp(value) / total for j, value in s.items()}
+            elif activation == "squared_relu":
+                row = {j: max(value, 0.0) ** 2 for j, value in s.items()}
             else:
                 row = {j: sigmoid(value) for j, value in s.items()}
             norm = 1.0
             if normalizer == "row_sum":
                 norm = sum(row.values()) + epsilon
+            elif normalizer == "root_length":
+                norm = math.sqrt(max(len(allowed), 1))
             elif normalizer == "unit_length":
                 norm = math.sqrt(sum(value**2 for value in row.values()) + epsilon)
             for j, value in row.items():
                 a[n, i, j] = value / norm
-    y = np.concatenate([np.einsum("blm,lm,bme->ble", a, f[p], v[:, p]) for p in range(parts)], axis=-1)
+    y = []
+    for p in range(parts):
+        y.append(np.einsum("blm,lm,bme->ble", a, f[p], v[:, p]))
+        mask = (input_mask[:, :, None] == input_mask[:, None, :]) & (input_mask[:, None, :] > 0)
+        if normalizer == "part_row_sum":
+            y[p] /= (a * f[p]).sum(-1, keepdims=True) + part_epsilon
+        elif normalizer == "part_unit_length":
+            y[p] /= np.sqrt(((a * f[p]) ** 2).sum(-1, keepdims=True) + part_epsilon)
+        elif normalizer == "part_length":
+            y[p] /= np.sqrt((mask * f[p] ** 2).sum(-1, keepdims=True) + part_epsilon)
+        if "gp" in weights:
+            y[p] *= 2 * sigmoid(x @ weights["gp"] + weights["bgp"])[:, :, p : p + 1]
+    y = np.concatenate(y, axis=-1)
+    if "go" in weights:
+        y *= 2 * sigmoid(x @ weights["go"] + weights["bgo"])
     if "wo" in weights:
         y = y @ weights["wo"] + weights["bo"]
     return y, a

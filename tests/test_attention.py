@@ -36,11 +36,18 @@ def randomise(layer):
 
 def attention_weights(layer):
     weights = dict(
-        wq=layer.query.kernel, bq=layer.query.bias, wv=layer.value.kernel, u=layer.position_bias.kernel,
-        bu=layer.position_bias.bias, bv=tf.squeeze(layer.value.bias, 1),
-    )  # fmt: skip
-    if layer.output_projection is not None:
-        weights.update(wo=layer.output_projection.kernel, bo=layer.output_projection.bias)
+        wq=layer.query.kernel, bq=layer.query.bias, wv=layer.value.kernel, bv=tf.squeeze(layer.value.bias, 1)
+    )
+    for kernel, bias, part in (
+        ("u", "bu", layer.position_bias),
+        ("uk", "buk", layer.key_position_bias),
+        ("wk", "bk", layer.key),
+        ("gp", "bgp", layer.part_gate),
+        ("go", "bgo", layer.output_gate),
+        ("wo", "bo", layer.output_projection),
+    ):
+        if part is not None:
+            weights.update({kernel: part.kernel, bias: part.bias})
     return {name: np.asarray(value, np.float64) for name, value in weights.items()}
 
 
@@ -62,27 +69,24 @@ def built(cls, **choices):
 
 @pytest.mark.parametrize(("family", "mask"), itertools.product(PARTITIONS, MASKS))
 @pytest.mark.parametrize(
-    ("activation", "normalizer", "projection"),
+    ("activation", "normalizer", "choices"),
     [
-        ("sigmoid", "unit_length", False),
-        ("sigmoid", "row_sum", True),
-        ("softmax", "none", True),
-        ("sigmoid", "none", False),
+        *(("sigmoid", normalizer, {}) for normalizer in NORMALIZERS),
+        ("softmax", "none", dict(use_output_projection=True)),
+        ("softmax", "part_row_sum", dict(use_key_projection=True, part_epsilon=0.5)),
+        ("squared_relu", "unit_length", dict(position_bias="key")),
+        ("sigmoid", "row_sum", dict(position_bias="query_and_key", use_output_gate=True)),
+        ("sigmoid", "part_row_sum", dict(position_bias="none", use_part_gate=True)),
     ],
 )
-def test_attention_matches_the_oracle(family, mask, activation, normalizer, projection):
-    layer = built(
-        ShatterAttention,
-        partition=family,
-        attention_activation=activation,
-        normalizer=normalizer,
-        use_output_projection=projection,
-    )
+def test_attention_matches_the_oracle(family, mask, activation, normalizer, choices):
+    layer = built(ShatterAttention, partition=family, attention_activation=activation, normalizer=normalizer, **choices)
     y, attention = call(layer, inputs(), MASKS[mask])
     f = reference.partition(L, P, family, "log", 11.0)
-    expected = reference.attention(inputs(), attention_weights(layer), MASKS[mask], f, activation, normalizer)
-    np.testing.assert_allclose(attention, expected[1], atol=2e-5)
-    np.testing.assert_allclose(y, expected[0], atol=3e-4)
+    epsilon = choices.get("part_epsilon", 0.01)
+    expected = reference.attention(inputs(), attention_weights(layer), MASKS[mask], f, activation, normalizer, epsilon)
+    np.testing.assert_allclose(attention, expected[1], atol=2e-5 * np.abs(expected[1]).max())
+    np.testing.assert_allclose(y, expected[0], atol=1e-5 * max(30, np.abs(expected[0]).max()))
 
 
 @pytest.mark.parametrize(("family", "mask"), itertools.product(PARTITIONS, MASKS))

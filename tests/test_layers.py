@@ -30,7 +30,12 @@ CONFIG = ShatterConfig(
     squashing="rational",
     squashing_scale=2.0,
     attention_activation="softmax",
-    normalizer="row_sum",
+    normalizer="part_row_sum",
+    part_epsilon=0.3,
+    position_bias="query_and_key",
+    use_key_projection=True,
+    use_part_gate=True,
+    use_output_gate=True,
     use_output_projection=True,
     norm_first=False,
     pooling="first_token",
@@ -56,7 +61,12 @@ def _call_block(layer, training=False):
 
 
 ATTENTION = {
-    f"{part}/{w}" for part in ("query", "value", "position_bias", "output_projection") for w in ("kernel", "bias")
+    f"{part}/{w}"
+    for part in (
+        *("query", "key", "value", "position_bias", "key_position_bias", "part_gate_bias", "output_gate"),
+        "output_projection",
+    )
+    for w in ("kernel", "bias")
 }
 BLOCK = {f"attention/{name}" for name in ATTENTION} | {
     *(f"{norm}/{w}" for norm in ("attention_layer_norm", "output_layer_norm") for w in ("gamma", "beta")),
