@@ -2,7 +2,8 @@
 
     s_ij = (x_i Wq + bq) . x_j / sqrt(D) + sum_p f_p(j - i) (x_i U + u)_p     scores: no key projection
     a_ij = m_ij sigmoid(s_ij)                                                one map, masked by multiplication
-    y_ip = (1 / n_i) sum_j f_p(j - i) a_ij (x_j Wv_p + bv_p)                 part p reads with its own values
+    n_ip = sum_j f_p(j - i) a_ij + 0.01                                      how much of part p is attended to
+    y_ip = (1 / n_ip) sum_j f_p(j - i) a_ij (x_j Wv_p + bv_p)                part p reads with its own values
     y_i  = concat_p(y_ip) [Wo + bo]                                          the projection is optional
 
 Letters, in formulas, shapes and einsums alike:
@@ -19,6 +20,8 @@ from shatter_tf.config import ShatterConfig
 
 # Keeps the normaliser of a fully masked row finite, and far below one unmasked entry of any useful size.
 EPSILON = 1e-6
+# The same for a part. Below this much attention in all, a part fades out; 1 instead of 0.01 learns worse (docs/log.md).
+PART_EPSILON = 1e-2
 
 
 def same_document_mask(input_mask: tf.Tensor) -> tf.Tensor:
@@ -62,7 +65,9 @@ def attention_scores(query, key, query_bias, key_bias, partition: tf.Tensor) -> 
 
 
 def attention_map(scores: tf.Tensor, mask: tf.Tensor, activation: str, normalizer: str) -> tf.Tensor:
-    """Returns the normalised attention map a_ij / n_i as float32 [B, L, M]; masked entries and rows are exactly zero.
+    """Returns the attention map as float32 [B, L, M]; masked entries and rows are exactly zero.
+
+    It is a_ij / n_i where one n_i serves all parts, and a_ij where each part has its own; see `part_scale`.
 
     Args:
       scores: s, float32 [B, L, M].
@@ -91,27 +96,26 @@ def attention_map(scores: tf.Tensor, mask: tf.Tensor, activation: str, normalize
     return attention
 
 
-def part_scale(attention: tf.Tensor, mask: tf.Tensor, partition: tf.Tensor, config: ShatterConfig) -> tf.Tensor:
+def part_scale(attention: tf.Tensor, mask: tf.Tensor, partition: tf.Tensor, normalizer: str) -> tf.Tensor:
     """Returns 1 / n_ip, float32 [B, L, P], the normaliser of each part by itself.
 
-    part_length:       n_ip = sqrt(sum_j m_ij f_p(j - i)^2), which is the same in every layer
-    part_unit_length:  n_ip = sqrt(sum_j (f_p(j - i) a_ij)^2)
-    part_row_sum:      n_ip = sum_j f_p(j - i) a_ij
+    part_length:   n_ip = sqrt(sum_j m_ij f_p(j - i)^2 + epsilon), which is the same in every layer
+    part_row_sum:  n_ip = sum_j f_p(j - i) a_ij + epsilon
 
-    Source: ours. Near parts hold a token or two, far ones dozens; divided by their common length alone, the near ones
-    would start a tenth as loud.
+    Source: ours. Near parts hold a token or two, far ones dozens: divided by one n_i for all, what is read from the near
+    ones would start a tenth as loud as what is read from the far ones.
     """
-    if config.normalizer == "part_row_sum":
-        return 1.0 / (tf.einsum("BLM,PLM->BLP", attention, partition) + config.part_epsilon)
-    weights = tf.cast(mask, tf.float32) if config.normalizer == "part_length" else tf.square(attention)
-    return tf.math.rsqrt(tf.einsum("BLM,PLM->BLP", weights, tf.square(partition)) + config.part_epsilon)
+    if normalizer == "part_row_sum":
+        return 1.0 / (tf.einsum("BLM,PLM->BLP", attention, partition) + PART_EPSILON)
+    lengths = tf.einsum("BLM,PLM->BLP", tf.cast(mask, tf.float32), tf.square(partition))
+    return tf.math.rsqrt(lengths + PART_EPSILON)
 
 
 def part_values(attention: tf.Tensor, partition: tf.Tensor, value: tf.Tensor) -> tf.Tensor:
     """Returns concat_p sum_j f_p(j - i) a_ij v_jp as [B, L, D] in the dtype of `value`.
 
     Args:
-      attention: a, [B, L, M], already normalised.
+      attention: a, [B, L, M].
       partition: f, [P, L, M].
       value: v, [B, P, M, E] in the compute dtype.
     """
@@ -185,7 +189,7 @@ class ShatterAttention(tf_keras.layers.Layer):
         y = part_values(dropped, partition, self.value(x))
         width = self.config.hidden_size // self.config.num_parts
         if self.config.normalizer.startswith("part_"):
-            scale = part_scale(attention, mask, partition, self.config)
+            scale = part_scale(attention, mask, partition, self.config.normalizer)
             y *= tf.repeat(tf.cast(scale, y.dtype), width, axis=-1)
         if self.part_gate is not None:
             y *= tf.repeat(2.0 * tf.sigmoid(self.part_gate(query_input)), width, axis=-1)

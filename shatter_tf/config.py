@@ -11,7 +11,7 @@ ACTIVATIONS = ("sigmoid", "softmax", "squared_relu")
 POOLINGS = ("mean", "first_token")
 NORMALIZERS = (
     *("none", "row_sum", "unit_length", "root_length", "length_bias"),
-    *("part_length", "part_unit_length", "part_row_sum"),
+    *("part_length", "part_row_sum"),
 )
 POSITION_BIASES = ("query", "key", "query_and_key", "none")
 
@@ -37,9 +37,8 @@ class ShatterConfig(hyperparams.Config):
       attention_activation: "sigmoid" (the paper's) or "softmax".
       normalizer: what a row of the attention map is divided by: "none", "row_sum" or "unit_length" (the root of its
         sum of squares), "root_length" (the root of the number of tokens attended to), or "length_bias" (nothing, but
-        ln of that number is subtracted from the scores); "part_length", "part_unit_length" and "part_row_sum" do the
-        like for each part by itself.
-      part_epsilon: added to n_ip.
+        ln of that number is subtracted from the scores); "part_length" and "part_row_sum" do the like for each
+        part by itself.
       position_bias: whether the score's bias for each part comes from the "query" token, the "key" token, both, or
         "none".
       use_key_projection: whether keys are projected, as in BERT.
@@ -74,8 +73,7 @@ class ShatterConfig(hyperparams.Config):
     squashing: str = "log"
     squashing_scale: float = 512.0
     attention_activation: str = "sigmoid"
-    normalizer: str = "unit_length"
-    part_epsilon: float = 0.01
+    normalizer: str = "part_row_sum"
     position_bias: str = "query"
     use_key_projection: bool = False
     use_part_gate: bool = False

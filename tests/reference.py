@@ -40,9 +40,9 @@ def sigmoid(x):
     return 1 / (1 + np.exp(-x))
 
 
-def attention(x, weights, input_mask, f, activation="sigmoid", normalizer="unit_length", part_epsilon=0.01):
+def attention(x, weights, input_mask, f, activation="sigmoid", normalizer="part_row_sum"):
     """y, [B, L, D], and the map, [B, L, L]: a / n where one n serves all parts, else a."""
-    epsilon = 1e-6
+    epsilon, part_epsilon = 1e-6, 1e-2
     batch, length, width = x.shape
     parts = f.shape[0]
     q = x @ weights["wq"] + weights["bq"]
@@ -80,8 +80,6 @@ def attention(x, weights, input_mask, f, activation="sigmoid", normalizer="unit_
         mask = (input_mask[:, :, None] == input_mask[:, None, :]) & (input_mask[:, None, :] > 0)
         if normalizer == "part_row_sum":
             y[p] /= (a * f[p]).sum(-1, keepdims=True) + part_epsilon
-        elif normalizer == "part_unit_length":
-            y[p] /= np.sqrt(((a * f[p]) ** 2).sum(-1, keepdims=True) + part_epsilon)
         elif normalizer == "part_length":
             y[p] /= np.sqrt((mask * f[p] ** 2).sum(-1, keepdims=True) + part_epsilon)
         if "gp" in weights:
