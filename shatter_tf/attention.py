@@ -102,7 +102,7 @@ def part_scale(attention: tf.Tensor, mask: tf.Tensor, partition: tf.Tensor, norm
     part_length:   n_ip = sqrt(sum_j m_ij f_p(j - i)^2 + epsilon), which is the same in every layer
     part_row_sum:  n_ip = sum_j f_p(j - i) a_ij + epsilon
 
-    Source: ours. Near parts hold a token or two, far ones dozens: divided by one n_i for all, what is read from the near
+    Source: ours. Near parts hold a token or two, far ones dozens: divided by one n_i, what is read from the near
     ones would start a tenth as loud as what is read from the far ones.
     """
     if normalizer == "part_row_sum":

@@ -7,9 +7,10 @@ import yaml
 from official.core import exp_factory
 from tiny import TINY, one_step
 
-from shatter_tf import settings
+from shatter_tf import compare, settings
 
-CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.yaml"))
+ROOT = pathlib.Path(__file__).parents[1]
+CONFIGS, GRIDS = (sorted((ROOT / name).glob("*.yaml")) for name in ("configs", "research"))
 # What shrinking changes, whatever the file.
 SHRUNK = ",".join(
     [
@@ -55,6 +56,17 @@ def test_config(path, write_corpus, random_documents, tmp_path, vocab_file):
         del in_file["task"]["model"]  # wins over the checkpoint's settings, not over the defaults
     in_file["task"].pop("validation_data", None)  # differs from training's settings, not from the defaults
     _assert_only_differences(in_file, exp_factory.get_exp_config(experiment).as_dict())
+
+
+@pytest.mark.parametrize("path", GRIDS, ids=lambda path: path.stem)
+def test_every_run_of_a_grid_could_start(path, write_corpus, random_documents, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    header = path.read_text().split("\nexperiment:")[0]
+    assert f"--grid=research/{path.name}" in header
+    assert all(word in header for word in ("Corpus:", "Hardware:", "Time:"))
+    grid = compare.read_grid(str(path), write_corpus(random_documents(shards=1, per_shard=30)))
+    resolved = [compare.prepare_job(grid, job, str(tmp_path / "out"))[1] for job in grid.jobs]
+    assert len({(str(run.params.as_dict())) for run in resolved}) == len(resolved)  # no variant is another's twin
 
 
 def _assert_only_differences(settings_of_file, defaults, key=""):
