@@ -60,13 +60,6 @@ def _spread(values: list[float], digits: int = 3) -> str:
     return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
 
 
-def _step_seconds(runs: list[dict], measured: dict[str, float]) -> float:
-    """Returns the seconds of one step: measured side by side if they were, else what the runs themselves took."""
-    if runs[0]["variant"] in measured:
-        return measured[runs[0]["variant"]]
-    return statistics.median(run["history"][-1]["seconds"] / run["history"][-1]["step"] for run in runs)
-
-
 def write(grid: Grid, results: list[dict], output_dir: str) -> None:
     """Writes report.md, curves.png and final.png into `output_dir`."""
     metric, sign = metric_of(grid.experiment)
@@ -83,41 +76,51 @@ def write(grid: Grid, results: list[dict], output_dir: str) -> None:
     _draw_final(grid, best, order, output_dir)
 
 
+def _milliseconds(seconds: float | None) -> str:
+    return "not measured" if seconds is None else f"{1000 * seconds:.0f}"
+
+
+def _shares(runs: list[dict], reference: list[dict], metric: str, sign: int, measured: dict) -> list[str]:
+    """Returns the cells that say how soon `runs` are where `reference` ends, on the mean over seeds."""
+    (steps, values), (reference_steps, reference_values) = curve(runs, metric), curve(reference, metric)
+    reached = steps_to_reach(steps, values.mean(axis=0), float(reference_values.mean(axis=0)[-1]), sign)
+    if reached is None:
+        return ["not reached"] * (1 + bool(measured))
+    share = reached / reference_steps[-1]
+    at_most = "≤ " if reached == steps[0] else ""  # the first evaluation is already past it
+    cells = [f"{at_most}{reached:.0f} ({at_most}{share:.0%})"]
+    if measured:
+        seconds, reference_seconds = (measured.get(r[0]["variant"]) for r in (runs, reference))
+        known = seconds and reference_seconds
+        cells.append(f"{at_most}{share * seconds / reference_seconds:.0%}" if known else "not measured")
+    return cells
+
+
 def _markdown(grid: Grid, results: list[dict], best: dict, order: list[str], measured: dict) -> str:
     metric, sign = metric_of(grid.experiment)
     swept = {name: len({line["learning_rate"] for line in results if line["variant"] == name}) for name in order}
     reference = best.get(grid.reference)
+    header = ["variant", "parameters", "learning rate", "seeds", f"{metric} at the end"]
+    header += ["ms/step"] * bool(measured) + [f"steps to {grid.reference}'s end"] * bool(reference)
+    header += ["wall-clock to it"] * bool(measured and reference)
     rows = []
     for name in order:
         runs = best[name]
-        steps, values = curve(runs, metric)
-        seconds = _step_seconds(runs, measured)
         row = [
             name,
             f"{runs[0]['parameters']:,}",
             f"{runs[0]['learning_rate']:g}" + (f" of {swept[name]}" if swept[name] > 1 else ""),
             str(len(runs)),
             _spread([final(run, metric) for run in runs]),
-            f"{1000 * seconds:.0f}",
         ]
+        row += [_milliseconds(measured.get(name))] * bool(measured)
         if reference:
-            reference_steps, reference_values = curve(reference, metric)
-            target = float(reference_values.mean(axis=0)[-1])
-            reached = steps_to_reach(steps, values.mean(axis=0), target, sign)
-            if reached is None:
-                row += ["not reached", "not reached"]
-            else:
-                share = reached / reference_steps[-1]
-                time_share = share * seconds / _step_seconds(reference, measured)
-                row += [f"{reached:.0f} ({share:.0%})", f"{time_share:.0%}"]
+            row += _shares(runs, reference, metric, sign, measured)
         rows.append(row)
     for name, row in zip(order, rows, strict=True):
         for length in grid.evaluate_at:
             values = [run["other_lengths"].get(str(length), {}).get(metric) for run in best[name]]
             row.append("" if None in values else _spread(values))
-    header = ["variant", "parameters", "learning rate", "seeds", f"{metric} at the end", "ms/step"]
-    if reference:
-        header += [f"steps to {grid.reference}'s end", "wall-clock to it"]
     header += [f"{metric} at {length} tokens" for length in grid.evaluate_at]
     commits = ", ".join(sorted({line["commit"] for line in results}))
     lines = [
@@ -128,7 +131,7 @@ def _markdown(grid: Grid, results: list[dict], best: dict, order: list[str], mea
         + (
             "Step times were measured in turn in one process."
             if measured
-            else "Step times are the runs' own, on whatever else the machine did."
+            else "Step times were not measured (--time_steps)."
         ),
         "",
         "| " + " | ".join(header) + " |",
@@ -168,17 +171,19 @@ def _figure(columns: int, height: float):
 
 def _draw_curves(grid: Grid, best: dict, names: list[str], measured: dict, output_dir: str) -> None:
     metric, _ = metric_of(grid.experiment)
-    figure, (by_steps, by_time) = _figure(2, 4.5)
+    by_time = set(names) <= set(measured)  # the runs' own times tell more of what else the machine did
+    figure, axes = _figure(1 + by_time, 4.5)
     for name in names:
         runs = best[name]
         steps, values = curve(runs, metric)
         label = f"{name} ({len(runs)} seed{'s' * (len(runs) > 1)}, rate {runs[0]['learning_rate']:g})"
-        for axis, x in ((by_steps, steps), (by_time, steps * _step_seconds(runs, measured) / 60)):
+        for axis, x in zip(axes, (steps, steps * measured.get(name, 0) / 60), strict=False):
             (line,) = axis.plot(x, values.mean(axis=0), marker=".", label=label)
             axis.fill_between(x, values.min(axis=0), values.max(axis=0), color=line.get_color(), alpha=0.2, linewidth=0)
-    by_steps.set(xlabel="steps", ylabel=f"validation {metric}")
-    by_time.set(xlabel="minutes of training" + (" (step times measured side by side)" if measured else ""))
-    by_steps.legend(fontsize=8, frameon=False)
+    axes[0].set(xlabel="steps", ylabel=f"validation {metric}")
+    if by_time:
+        axes[1].set(xlabel="minutes of training, at step times measured side by side")
+    axes[0].legend(fontsize=8, frameon=False)
     _save(figure, os.path.join(output_dir, CURVES_FILE))
 
 
