@@ -80,7 +80,7 @@ def attention_map(scores: tf.Tensor, mask: tf.Tensor, activation: str, normalize
     mask = tf.cast(mask, tf.float32)
     length = tf.maximum(tf.reduce_sum(mask, axis=-1, keepdims=True), 1.0)
     if normalizer == "length_bias":
-        scores -= tf.math.log(length)
+        scores = scores - tf.math.log(length)
     if activation == "sigmoid":
         attention = mask * tf.sigmoid(scores)
     elif activation == "squared_relu":

@@ -8,7 +8,7 @@ import reference
 import tensorflow as tf
 import tf_keras
 
-from shatter_tf.attention import ShatterAttention, attention_map, same_document_mask
+from shatter_tf.attention import PART_EPSILON, ShatterAttention, attention_map, same_document_mask
 from shatter_tf.config import ACTIVATIONS, NORMALIZERS, PARTITIONS, ShatterConfig
 from shatter_tf.encoder import ShatterEncoderBlock
 from shatter_tf.partition import position_partition
@@ -114,18 +114,30 @@ def test_one_part_is_plain_single_head_attention():
     layer = ShatterAttention(make_config(num_parts=1))
     y, attention = call(layer, inputs(), MASKS["full"])
     value = inputs() @ layer.value.kernel[:, 0].numpy()
-    np.testing.assert_allclose(y, attention.numpy() @ value, atol=1e-4)
+    rows = attention.numpy() / (attention.numpy().sum(axis=-1, keepdims=True) + PART_EPSILON)
+    np.testing.assert_allclose(y, rows @ value, atol=1e-4)
 
 
 @pytest.mark.parametrize("family", PARTITIONS)
 def test_equal_value_matrices_collapse_to_plain_attention(family):
-    layer = built(ShatterAttention, partition=family)
+    layer = built(ShatterAttention, partition=family, normalizer="unit_length")
     layer.value.kernel.assign(tf.repeat(layer.value.kernel[:, :1], P, axis=1))
     layer.value.bias.assign(tf.repeat(layer.value.bias[:1], P, axis=0))
     y, attention = call(layer, inputs(), MASKS["packed"])
     value = inputs() @ layer.value.kernel[:, 0].numpy() + layer.value.bias[0].numpy()
     sum_of_parts = y.numpy().reshape(B, L, P, E).sum(axis=2)
     np.testing.assert_allclose(sum_of_parts, attention.numpy() @ value, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", PARTITIONS)
+def test_each_part_reads_a_mean_over_its_own_tokens(family):
+    layer = built(ShatterAttention, partition=family)
+    layer.value.kernel.assign(tf.zeros_like(layer.value.kernel))  # every token's value is the part's bias
+    y, attention = call(layer, inputs(), MASKS["packed"])
+    total = tf.einsum("BLM,PLM->BLP", attention, position_partition(layer.config, L)).numpy()
+    share = total / (total + PART_EPSILON)
+    expected = share[..., np.newaxis] * layer.value.bias.numpy().reshape(P, E)
+    np.testing.assert_allclose(y, expected.reshape(B, L, D), atol=1e-5)
 
 
 @pytest.mark.parametrize("choice", itertools.product(ACTIVATIONS, NORMALIZERS))
