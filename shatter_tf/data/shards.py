@@ -94,8 +94,8 @@ def unigram_entropy(counts: np.ndarray) -> float:
     """Returns the entropy in nats of a distribution given by counts.
 
     Example:
-    >>> round(unigram_entropy(np.array([1, 0, 1])), 6) == round(np.log(2), 6)
-    True
+    >>> round(unigram_entropy(np.array([1, 0, 1])), 6)
+    0.693147
     """
     p = counts[counts > 0] / counts.sum()
     return float(-np.sum(p * np.log(p)))
