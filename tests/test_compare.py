@@ -145,7 +145,7 @@ def test_a_stopped_comparison_goes_on_where_it_was(tmp_path, write_corpus, rando
     data = write_corpus(random_documents(shards=1, per_shard=40))
     grid, out = write_grid(tmp_path, seeds=[0], variants={"shatter": {}, "bert": {"type": "bert"}}), tmp_path / "out"
     first = launch(grid, data, out)
-    deadline = time.time() + 200
+    deadline = time.time() + 500
     while not (out / "results.jsonl").exists() and first.poll() is None and time.time() < deadline:
         time.sleep(0.2)
     first.send_signal(signal.SIGTERM)
@@ -157,7 +157,7 @@ def test_a_stopped_comparison_goes_on_where_it_was(tmp_path, write_corpus, rando
     assert not running  # the training process went with it
 
     second = launch(grid, data, out)
-    printed, errors = second.communicate(timeout=280)
+    printed, errors = second.communicate(timeout=500)
     assert second.returncode == 0, errors
     assert "[1/1]" in printed
     lines = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
