@@ -6,7 +6,7 @@ from typing import Optional
 from official.modeling import hyperparams
 
 PARTITIONS = ("linear", "cosine", "box", "bernstein")
-SQUASHINGS = ("log", "rational")
+SQUASHINGS = ("log", "rational", "geometric")
 ACTIVATIONS = ("sigmoid", "softmax", "squared_relu")
 POOLINGS = ("mean", "first_token")
 NORMALIZERS = (
@@ -31,9 +31,9 @@ class ShatterConfig(hyperparams.Config):
       max_sequence_length: longest input in tokens; longer ones are refused.
       partition: family of the partition of unity: "linear" (piecewise-linear hats), "cosine" (their smooth
         kin), "box" (each position in one part) or "bernstein" (polynomials).
-      squashing: t(r), which maps relative positions to [0, 1]: "log" or "rational".
-      squashing_scale: relative position, in tokens, where "log" reaches the ends of [0, 1], or where "rational" is
-        half-way there. Parts lie best when it is the longest length trained ("log") or about 2 ("rational").
+      squashing: t(r), which maps relative positions to [0, 1]: "log", "rational" or "geometric".
+      squashing_scale: relative position, in tokens, where "log" and "geometric" reach the ends of [0, 1], or where
+        "rational" is half-way there. Best at the longest length trained, or at about 2 ("rational").
       attention_activation: "sigmoid" (the paper's) or "softmax".
       normalizer: what a row of the attention map is divided by: "none", "row_sum" or "unit_length" (the root of its
         sum of squares), "root_length" (the root of the number of tokens attended to), or "length_bias" (nothing, but

@@ -16,10 +16,14 @@ def squash(r: tf.Tensor, config: ShatterConfig) -> tf.Tensor:
 
         log:       t(r) = (1 + sign(r) log(1 + |r|) / log(1 + scale)) / 2, clipped
         rational:  t(r) = (1 + r / (|r| + scale)) / 2
+        geometric: t(r) = (1 + sign(r) (u + (1 - u) log|r| / log(scale))) / 2, clipped; t(0) = 1/2
+
+    With geometric squashing and P parts, P even, equidistant knots lie at r = -scale, …, -1, 1, …, scale, in geometric
+    progression on either side: u = 1 / (P - 1) takes |r| = 1 to the innermost ones. P odd has one more, at 0.
 
     Args:
       r: relative positions j - i in tokens, any shape, any real dtype.
-      config: supplies `squashing` and `squashing_scale`.
+      config: supplies `squashing`, `squashing_scale` and, for geometric, `num_parts`.
 
     Returns:
       t, float32, the shape of `r`.
@@ -30,8 +34,12 @@ def squash(r: tf.Tensor, config: ShatterConfig) -> tf.Tensor:
     scale = config.squashing_scale
     if config.squashing == "log":
         signed = tf.sign(r) * tf.math.log1p(tf.abs(r)) / math.log1p(scale)
-    else:
+    elif config.squashing == "rational":
         signed = r / (tf.abs(r) + scale)
+    else:
+        innermost = (1 + config.num_parts % 2) / max(config.num_parts - 1, 1)
+        share = tf.math.log(tf.maximum(tf.abs(r), 1.0)) / math.log(scale)
+        signed = tf.sign(r) * (innermost + (1.0 - innermost) * share)
     return tf.clip_by_value(0.5 * (1.0 + signed), 0.0, 1.0)
 
 

@@ -76,82 +76,75 @@ def write(grid: Grid, results: list[dict], output_dir: str) -> None:
     _draw_final(grid, best, order, output_dir)
 
 
-def _milliseconds(seconds: float | None) -> str:
-    return "not measured" if seconds is None else f"{1000 * seconds:.0f}"
+def _table(rows: list[dict[str, str]]) -> list[str]:
+    """Returns the lines of a Markdown table; the keys, the same in every row, are its header."""
+    lines = [rows[0], ["---"] * len(rows[0]), *(row.values() for row in rows)]
+    return [*("| " + " | ".join(line) + " |" for line in lines), ""]
 
 
-def _shares(runs: list[dict], reference: list[dict], metric: str, sign: int, measured: dict) -> list[str]:
+def _row(grid: Grid, runs: list[dict], reference: list[dict] | None, rates: int, measured: dict) -> dict[str, str]:
+    metric, _ = metric_of(grid.experiment)
+    variant = runs[0]["variant"]
+    row = {
+        "variant": variant,
+        "parameters": f"{runs[0]['parameters']:,}",
+        "learning rate": f"{runs[0]['learning_rate']:g}" + (f" of {rates}" if rates > 1 else ""),
+        "seeds": str(len(runs)),
+        f"{metric} at the end": _spread([final(run, metric) for run in runs]),
+    }
+    if measured:
+        row["ms/step"] = f"{1000 * measured[variant]:.0f}" if variant in measured else "not measured"
+    if reference:
+        row.update(_soonness(grid, runs, reference, measured))
+    for length in grid.evaluate_at:
+        values = [run["other_lengths"].get(str(length), {}).get(metric) for run in runs]
+        row[f"{metric} at {length} tokens"] = "not run" if None in values else _spread(values)
+    return row
+
+
+def _soonness(grid: Grid, runs: list[dict], reference: list[dict], measured: dict) -> dict[str, str]:
     """Returns the cells that say how soon `runs` are where `reference` ends, on the mean over seeds."""
+    metric, sign = metric_of(grid.experiment)
     (steps, values), (reference_steps, reference_values) = curve(runs, metric), curve(reference, metric)
     reached = steps_to_reach(steps, values.mean(axis=0), float(reference_values.mean(axis=0)[-1]), sign)
-    if reached is None:
-        return ["not reached"] * (1 + bool(measured))
-    share = reached / reference_steps[-1]
-    at_most = "≤ " if reached == steps[0] else ""  # the first evaluation is already past it
-    cells = [f"{at_most}{reached:.0f} ({at_most}{share:.0%})"]
-    if measured:
+    steps_cell = time_cell = "not reached"
+    if reached is not None:
+        share = reached / reference_steps[-1]
+        at_most = "≤ " if reached == steps[0] else ""  # the first evaluation is already past it
+        steps_cell = f"{at_most}{reached:.0f} ({at_most}{share:.0%})"
         seconds, reference_seconds = (measured.get(r[0]["variant"]) for r in (runs, reference))
         known = seconds and reference_seconds
-        cells.append(f"{at_most}{share * seconds / reference_seconds:.0%}" if known else "not measured")
-    return cells
+        time_cell = f"{at_most}{share * seconds / reference_seconds:.0%}" if known else "not measured"
+    cells = {f"steps to {grid.reference}'s end": steps_cell}
+    return {**cells, "wall-clock to it": time_cell} if measured else cells
 
 
 def _markdown(grid: Grid, results: list[dict], best: dict, order: list[str], measured: dict) -> str:
-    metric, sign = metric_of(grid.experiment)
-    swept = {name: len({line["learning_rate"] for line in results if line["variant"] == name}) for name in order}
-    reference = best.get(grid.reference)
-    header = ["variant", "parameters", "learning rate", "seeds", f"{metric} at the end"]
-    header += ["ms/step"] * bool(measured) + [f"steps to {grid.reference}'s end"] * bool(reference)
-    header += ["wall-clock to it"] * bool(measured and reference)
-    rows = []
-    for name in order:
-        runs = best[name]
-        row = [
-            name,
-            f"{runs[0]['parameters']:,}",
-            f"{runs[0]['learning_rate']:g}" + (f" of {swept[name]}" if swept[name] > 1 else ""),
-            str(len(runs)),
-            _spread([final(run, metric) for run in runs]),
-        ]
-        row += [_milliseconds(measured.get(name))] * bool(measured)
-        if reference:
-            row += _shares(runs, reference, metric, sign, measured)
-        rows.append(row)
-    for name, row in zip(order, rows, strict=True):
-        for length in grid.evaluate_at:
-            values = [run["other_lengths"].get(str(length), {}).get(metric) for run in best[name]]
-            row.append("" if None in values else _spread(values))
-    header += [f"{metric} at {length} tokens" for length in grid.evaluate_at]
+    metric, _ = metric_of(grid.experiment)
+    rates = {name: sorted({line["learning_rate"] for line in results if line["variant"] == name}) for name in order}
     commits = ", ".join(sorted({line["commit"] for line in results}))
+    times = "were measured in turn in one process" if measured else "were not measured (--time_steps)"
     lines = [
         f"# {grid.experiment}: {len(results)} runs",
         "",
         f"Commit {commits}. {metric} on the validation data, mean ± standard deviation over seeds, at each variant's "
-        "best learning rate. "
-        + (
-            "Step times were measured in turn in one process."
-            if measured
-            else "Step times were not measured (--time_steps)."
-        ),
+        f"best learning rate. Step times {times}.",
         "",
-        "| " + " | ".join(header) + " |",
-        "|" + "---|" * len(header),
-        *("| " + " | ".join(row) + " |" for row in rows),
-        "",
+        *_table([_row(grid, best[name], best.get(grid.reference), len(rates[name]), measured) for name in order]),
     ]
-    if any(count > 1 for count in swept.values()):
-        rates = sorted({line["learning_rate"] for line in results})
-        lines += [
-            "| variant | " + " | ".join(f"{rate:g}" for rate in rates) + " |",
-            "|" + "---|" * (1 + len(rates)),
-        ]
-        for name in (name for name in order if swept[name] > 1):
-            cells = []
-            for rate in rates:
-                runs = [run for run in results if run["variant"] == name and run["learning_rate"] == rate]
-                cells.append(_spread([final(run, metric) for run in runs]) if runs else "")
-            lines.append(f"| {name} | " + " | ".join(cells) + " |")
-        lines.append("")
+    swept = [name for name in order if len(rates[name]) > 1]
+    if swept:
+        finals = {}
+        for line in results:
+            finals.setdefault((line["variant"], line["learning_rate"]), []).append(final(line, metric))
+        all_rates = sorted(set().union(*(rates[name] for name in swept)))
+        lines += _table(
+            [
+                {"variant": name}
+                | {f"{rate:g}": _spread(finals[name, rate]) if (name, rate) in finals else "" for rate in all_rates}
+                for name in swept
+            ]
+        )
     lines += [f"![curves]({CURVES_FILE})", "", f"![at the end]({FINAL_FILE})", "", f"Every run: {RESULTS_FILE}", ""]
     return "\n".join(lines)
 

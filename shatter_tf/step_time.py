@@ -9,6 +9,7 @@ import tf_keras
 from official.core import task_factory
 
 from shatter_tf.model_dir import Run
+from shatter_tf.trainer import set_precision
 
 
 def compile_step(run: Run):
@@ -19,6 +20,7 @@ def compile_step(run: Run):
     """
     tf_keras.utils.set_random_seed(0)
     params = run.params
+    set_precision(params.runtime)
     task = task_factory.get_task(params.task)
     model = task.build_model()
     optimizer = task.create_optimizer(params.trainer.optimizer_config, params.runtime)

@@ -48,7 +48,6 @@ class PretrainConfig(masked_lm.MaskedLMConfig):
     """
 
     sanity_steps: int = 1000
-
     model: bert.PretrainerConfig = dataclasses.field(
         default_factory=lambda: bert.PretrainerConfig(encoder=EncoderConfig(), cls_heads=[])
     )

@@ -66,6 +66,11 @@ class Trainer(base_trainer.Trainer):
         return tf.nest.map_structure(self.strategy.experimental_local_results, logs)
 
 
+def set_precision(runtime) -> None:
+    """Makes layers built from now on compute in `runtime.mixed_precision_dtype`, float32 if it is unset."""
+    performance.set_mixed_precision_policy(tf.as_dtype(runtime.mixed_precision_dtype or "float32"))
+
+
 def build_strategy(runtime) -> tf.distribute.Strategy:
     """Returns the strategy that `runtime` names; on one machine, all of its GPUs unless `num_gpus` says how many."""
     from official.common import distribute_utils
@@ -128,8 +133,7 @@ class Session:
                 raise UserError(
                     f"task.{name}.global_batch_size={size} cannot be shared by {strategy.num_replicas_in_sync} replicas"
                 )
-        if self.params.runtime.mixed_precision_dtype:
-            performance.set_mixed_precision_policy(tf.as_dtype(self.params.runtime.mixed_precision_dtype))
+        set_precision(self.params.runtime)
         tf_keras.utils.set_random_seed(self.params.task.train_data.seed)  # initial weights, dropout
         with strategy.scope():
             task = task_factory.get_task(self.params.task, logging_dir=model_dir)

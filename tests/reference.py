@@ -5,17 +5,25 @@ import math
 import numpy as np
 
 
-def squash(r: float, kind: str, scale: float) -> float:
+def squash(r: float, kind: str, scale: float, parts: int) -> float:
     if kind == "log":
         t = 0.5 * (1 + math.copysign(1, r) * math.log(1 + abs(r)) / math.log(1 + scale))
-    else:
+    elif kind == "rational":
         t = 0.5 * (1 + r / (abs(r) + scale))
+    elif r == 0 or parts == 1:
+        t = 0.5
+    else:
+        # Knots on one side: 1, …, scale in geometric progression.
+        knots = parts / 2 if parts % 2 == 0 else (parts - 1) / 2
+        ordinal = (knots - 1) * math.log(abs(r)) / math.log(scale)  # 0 at |r| = 1, knots - 1 at |r| = scale
+        middle = (parts - 1) / 2
+        t = (middle + math.copysign(1, r) * (ordinal + (0.5 if parts % 2 == 0 else 1))) / (parts - 1)
     return min(max(t, 0.0), 1.0)
 
 
 def part(p: int, r: float, parts: int, family: str, kind: str, scale: float) -> float:
     """f_p(r)."""
-    t = squash(r, kind, scale)
+    t = squash(r, kind, scale, parts)
     distance = abs(t * (parts - 1) - p)
     if family == "linear":
         return max(0.0, 1 - distance)

@@ -20,9 +20,10 @@ def config(family, squashing="log", parts=6, scale=37.0):
 
 @FAMILIES
 @SQUASHED
-def test_matches_the_oracle(family, squashing):
-    actual = position_partition(config(family, squashing, parts=5), 11)
-    expected = reference.partition(11, 5, family, squashing, 37.0)
+@pytest.mark.parametrize("parts", [5, 6])
+def test_matches_the_oracle(family, squashing, parts):
+    actual = position_partition(config(family, squashing, parts), 11)
+    expected = reference.partition(11, parts, family, squashing, 37.0)
     np.testing.assert_allclose(actual, expected, atol=2e-6)
 
 
@@ -45,12 +46,21 @@ def test_symmetric(family):
     np.testing.assert_allclose(table, table[::-1, ::-1], atol=2e-6)
 
 
-def test_near_positions_fall_to_parts_of_their_own():
-    # With log squashing and scale 2^(P-1) - 1, the knots lie at r = 1, 7, 31, …: +1 and -1 have a part each.
-    table = partition_table(config("linear", parts=8, scale=127.0), 3).numpy()
+@pytest.mark.parametrize(("squashing", "scale"), [("log", 127.0), ("geometric", 100.0)])
+def test_near_positions_fall_to_parts_of_their_own(squashing, scale):
+    # With log squashing that needs the scale 2^(P-1) - 1, with geometric it always holds.
+    table = partition_table(config("linear", squashing, parts=8, scale=scale), 3).numpy()
     np.testing.assert_allclose(table[4, 3], 1, atol=1e-5)  # r = +1
     np.testing.assert_allclose(table[3, 1], 1, atol=1e-5)  # r = -1
     np.testing.assert_allclose(table[3:5, 2], 0.5, atol=1e-5)  # r = 0
+
+
+def test_geometric_knots():
+    # 16 parts up to 128: the knots are the powers of two, so each of those positions belongs to one part alone.
+    table = partition_table(config("linear", "geometric", parts=16, scale=128.0), 129).numpy()
+    for power in range(8):
+        np.testing.assert_allclose(table[8 + power, 128 + 2**power], 1, atol=1e-5)
+        np.testing.assert_allclose(table[7 - power, 128 - 2**power], 1, atol=1e-5)
 
 
 def test_neighbouring_far_positions_stay_distinct_under_bfloat16(bfloat16_policy):
