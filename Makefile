@@ -1,6 +1,8 @@
 # The three things people do here. Each makes the virtual environment it needs.
 PYTHON ?= python3
 VENV = .venv
+# A test process for each core up to 4, of 1 to 2 GB each.
+PYTEST = $(VENV)/bin/python -m pytest --numprocesses=auto --maxprocesses=4
 
 .PHONY: demo test test-fast lint
 
@@ -8,10 +10,10 @@ demo: $(VENV)/installed
 	bash demo/demo.sh
 
 test: lint
-	$(VENV)/bin/python -m pytest
+	$(PYTEST)
 
 test-fast: $(VENV)/installed
-	$(VENV)/bin/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .

@@ -24,10 +24,12 @@ setup(
         "tensorflow-text==2.20.*",
         "tensorflow-datasets>=4.9.9",
         "keras>=3.10",
+        "matplotlib",
+        "numpy",
         "tokenizers>=0.20",
         "tqdm",
         "pyyaml",
         "setuptools<82",  # tensorflow_hub, which Model Garden imports, needs its pkg_resources
     ],
-    extras_require={"test": ["pytest>=8", "ruff>=0.9"]},
+    extras_require={"test": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.9"]},
 )

@@ -44,71 +44,62 @@ def same_document_mask(input_mask: tf.Tensor) -> tf.Tensor:
     return tf.logical_and(tf.equal(query, key), key > 0)
 
 
-def attention_scores(query, key, query_bias, key_bias, partition: tf.Tensor) -> tf.Tensor:
-    """Returns s_ij = q_i . x_j / sqrt(D) + sum_p f_p(j - i) (b_ip + c_jp) as float32 [B, L, M].
+def attention_scores(
+    query: tf.Tensor, x: tf.Tensor, position_bias: Optional[tf.Tensor], partition: tf.Tensor
+) -> tf.Tensor:
+    """Returns s_ij = q_i . x_j / sqrt(D) + sum_p f_p(j - i) b_ip as float32 [B, L, M].
 
     Args:
       query: q, [B, L, D] in the compute dtype.
-      key: the layer's input x itself, [B, M, D] in the compute dtype.
-      query_bias: b, [B, L, P] in the compute dtype, or None.
-      key_bias: c, [B, M, P] in the compute dtype, or None.
+      x: the layer's input, [B, M, D] in the compute dtype.
+      position_bias: b, [B, L, P] in the compute dtype, or None for no such term.
       partition: f, float32 [P, L, M].
 
     Source: Shatter drops the key projection because, with one head, the query and key matrices are one bilinear form.
     """
-    scores = tf.cast(tf.matmul(query, key, transpose_b=True), tf.float32) / math.sqrt(key.shape[-1])
-    if query_bias is not None:
-        scores += tf.einsum("BLP,PLM->BLM", tf.cast(query_bias, tf.float32), partition)
-    if key_bias is not None:
-        scores += tf.einsum("BMP,PLM->BLM", tf.cast(key_bias, tf.float32), partition)
+    scores = tf.cast(tf.matmul(query, x, transpose_b=True), tf.float32) / math.sqrt(x.shape[-1])
+    if position_bias is not None:
+        scores += tf.einsum("BLP,PLM->BLM", tf.cast(position_bias, tf.float32), partition)
     return scores
 
 
 def attention_map(scores: tf.Tensor, mask: tf.Tensor, activation: str, normalizer: str) -> tf.Tensor:
-    """Returns the attention map as float32 [B, L, M]; masked entries and rows are exactly zero.
+    """Returns a_ij, divided by the row's n_i if there is one for all parts, as float32 [B, L, M].
 
-    It is a_ij / n_i where one n_i serves all parts, and a_ij where each part has its own; see `part_scale`.
+    Masked entries and rows are exactly zero.
 
     Args:
       scores: s, float32 [B, L, M].
       mask: m, bool [B, L, M].
-      activation: "sigmoid" (the paper's) or "softmax".
-      normalizer: "none" (n_i = 1), "row_sum" (n_i = sum_j a_ij) or "unit_length" (n_i = sqrt(sum_j a_ij^2)).
+      activation: a_ij is "sigmoid" (the paper's) or "softmax" of the scores.
+      normalizer: "none" and "part_row_sum" (n_i = 1; see `part_scale` for the latter), "row_sum" (n_i = sum_j a_ij) or
+        "unit_length" (n_i = sqrt(sum_j a_ij^2)).
 
     Source: the normalisers are ours; sigmoid attention has none of its own, and unit-length rows do not depend on L.
     """
     mask = tf.cast(mask, tf.float32)
-    length = tf.maximum(tf.reduce_sum(mask, axis=-1, keepdims=True), 1.0)
-    if normalizer == "length_bias":
-        scores = scores - tf.math.log(length)
     if activation == "sigmoid":
         attention = mask * tf.sigmoid(scores)
-    elif activation == "squared_relu":
-        attention = mask * tf.square(tf.nn.relu(scores))
     else:
         attention = mask * tf.nn.softmax(scores - 1e9 * (1.0 - mask))
     if normalizer == "row_sum":
         attention /= tf.reduce_sum(attention, axis=-1, keepdims=True) + EPSILON
-    elif normalizer == "root_length":
-        attention *= tf.math.rsqrt(length)
     elif normalizer == "unit_length":
         attention *= tf.math.rsqrt(tf.reduce_sum(tf.square(attention), axis=-1, keepdims=True) + EPSILON)
     return attention
 
 
-def part_scale(attention: tf.Tensor, mask: tf.Tensor, partition: tf.Tensor, normalizer: str) -> tf.Tensor:
-    """Returns 1 / n_ip, float32 [B, L, P], the normaliser of each part by itself.
+def part_scale(attention: tf.Tensor, partition: tf.Tensor) -> tf.Tensor:
+    """Returns 1 / n_ip = 1 / (sum_j f_p(j - i) a_ij + 0.01), float32 [B, L, P]: each part's own normaliser.
 
-    part_length:   n_ip = sqrt(sum_j m_ij f_p(j - i)^2 + epsilon), which is the same in every layer
-    part_row_sum:  n_ip = sum_j f_p(j - i) a_ij + epsilon
+    Args:
+      attention: a, float32 [B, L, M].
+      partition: f, float32 [P, L, M].
 
     Source: ours. Near parts hold a token or two, far ones dozens: divided by one n_i, what is read from the near
     ones would start a tenth as loud as what is read from the far ones.
     """
-    if normalizer == "part_row_sum":
-        return 1.0 / (tf.einsum("BLM,PLM->BLP", attention, partition) + PART_EPSILON)
-    lengths = tf.einsum("BLM,PLM->BLP", tf.cast(mask, tf.float32), tf.square(partition))
-    return tf.math.rsqrt(lengths + PART_EPSILON)
+    return 1.0 / (tf.einsum("BLM,PLM->BLP", attention, partition) + PART_EPSILON)
 
 
 def part_values(attention: tf.Tensor, partition: tf.Tensor, value: tf.Tensor) -> tf.Tensor:
@@ -155,17 +146,10 @@ class ShatterAttention(tf_keras.layers.Layer):
         width, parts = self.config.hidden_size, self.config.num_parts
         self.query = self._dense("BLD,DK->BLK", (None, width), "K", "query")
         self.value = self._dense("BMD,DPE->BPME", (parts, None, width // parts), "PE", "value")
-        self.key = self._dense("BMD,DK->BMK", (None, width), "K", "key") if self.config.use_key_projection else None
-        # Their names carry "bias", which keeps these weights out of weight decay.
-        self.position_bias = self.key_position_bias = self.part_gate = self.output_gate = None
-        if self.config.position_bias in ("query", "query_and_key"):
+        # Its name keeps it out of weight decay.
+        self.position_bias: Optional[tf_keras.layers.Layer] = None
+        if self.config.use_position_bias:
             self.position_bias = self._dense("BLD,DP->BLP", (None, parts), "P", "position_bias")
-        if self.config.position_bias in ("key", "query_and_key"):
-            self.key_position_bias = self._dense("BLD,DP->BLP", (None, parts), "P", "key_position_bias")
-        if self.config.use_part_gate:
-            self.part_gate = self._dense("BLD,DP->BLP", (None, parts), "P", "part_gate_bias")
-        if self.config.use_output_gate:
-            self.output_gate = self._dense("BLD,DK->BLK", (None, width), "K", "output_gate")
         self.output_projection: Optional[tf_keras.layers.Layer] = None
         if self.config.use_output_projection:
             self.output_projection = self._dense("BLD,DK->BLK", (None, width), "K", "output_projection")
@@ -180,21 +164,14 @@ class ShatterAttention(tf_keras.layers.Layer):
     def call(self, x, mask, partition):
         x = tf.cast(x, self.compute_dtype)
         query_input = x[:, : tf.shape(mask)[1]]
-        key = x if self.key is None else self.key(x)
-        query_bias = self.position_bias(query_input) if self.position_bias else None
-        key_bias = self.key_position_bias(x) if self.key_position_bias else None
-        scores = attention_scores(self.query(query_input), key, query_bias, key_bias, partition)
+        position_bias = self.position_bias(query_input) if self.position_bias else None
+        scores = attention_scores(self.query(query_input), x, position_bias, partition)
         attention = attention_map(scores, mask, self.config.attention_activation, self.config.normalizer)
         dropped = self.attention_dropout(tf.cast(attention, self.compute_dtype))
         y = part_values(dropped, partition, self.value(x))
-        width = self.config.hidden_size // self.config.num_parts
-        if self.config.normalizer.startswith("part_"):
-            scale = part_scale(attention, mask, partition, self.config.normalizer)
-            y *= tf.repeat(tf.cast(scale, y.dtype), width, axis=-1)
-        if self.part_gate is not None:
-            y *= tf.repeat(2.0 * tf.sigmoid(self.part_gate(query_input)), width, axis=-1)
-        if self.output_gate is not None:
-            y *= 2.0 * tf.sigmoid(self.output_gate(query_input))
+        if self.config.normalizer == "part_row_sum":
+            scale = tf.cast(part_scale(attention, partition), y.dtype)
+            y *= tf.repeat(scale, self.config.hidden_size // self.config.num_parts, axis=-1)
         if self.output_projection is not None:
             y = self.output_projection(y)
         return y, attention

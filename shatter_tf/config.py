@@ -5,15 +5,10 @@ from typing import Optional
 
 from official.modeling import hyperparams
 
-PARTITIONS = ("linear", "cosine", "box", "bernstein")
-SQUASHINGS = ("log", "rational", "geometric")
-ACTIVATIONS = ("sigmoid", "softmax", "squared_relu")
+PARTITIONS = ("linear", "bernstein")
+ACTIVATIONS = ("sigmoid", "softmax")
 POOLINGS = ("mean", "first_token")
-NORMALIZERS = (
-    *("none", "row_sum", "unit_length", "root_length", "length_bias"),
-    *("part_length", "part_row_sum"),
-)
-POSITION_BIASES = ("query", "key", "query_and_key", "none")
+NORMALIZERS = ("none", "row_sum", "unit_length", "part_row_sum")
 
 
 @dataclasses.dataclass
@@ -29,21 +24,13 @@ class ShatterConfig(hyperparams.Config):
       hidden_activation: activation of the feed-forward layer.
       type_vocab_size: kinds of segment (`input_type_ids`).
       max_sequence_length: longest input in tokens; longer ones are refused.
-      partition: family of the partition of unity: "linear" (piecewise-linear hats), "cosine" (their smooth
-        kin), "box" (each position in one part) or "bernstein" (polynomials).
-      squashing: t(r), which maps relative positions to [0, 1]: "log", "rational" or "geometric".
-      squashing_scale: relative position, in tokens, where "log" and "geometric" reach the ends of [0, 1], or where
-        "rational" is half-way there. Best at the longest length trained, or at about 2 ("rational").
+      partition: family of the partition of unity: "linear" (piecewise-linear hats) or "bernstein" (polynomials).
+      squashing_scale: relative position, in tokens, at which the squashing t(r) is half-way from the middle to its end:
+        the smaller, the finer the parts near 0 and the coarser those far away.
       attention_activation: "sigmoid" (the paper's) or "softmax".
-      normalizer: what a row of the attention map is divided by: "none", "row_sum" or "unit_length" (the root of its
-        sum of squares), "root_length" (the root of the number of tokens attended to), or "length_bias" (nothing, but
-        ln of that number is subtracted from the scores); "part_length" and "part_row_sum" do the like for each
-        part by itself.
-      position_bias: whether the score's bias for each part comes from the "query" token, the "key" token, both, or
-        "none".
-      use_key_projection: whether keys are projected, as in BERT.
-      use_part_gate: whether each token scales each part of what it reads by 2 sigmoid(x G).
-      use_output_gate: whether each token scales each number of what it reads by 2 sigmoid(x G).
+      normalizer: "part_row_sum" divides what is read from each part by the attention paid to it, "row_sum" each row
+        of the attention map by its sum, "unit_length" by the root of its sum of squares; "none" divides nothing.
+      use_position_bias: whether the score has a term of the query token and the relative position.
       use_output_projection: whether the concatenated parts pass through Wo.
       norm_first: layer normalisation before (True) or after (False) each sub-layer.
       pooling: what `pooled_output` is: "mean" of the tokens' vectors, which needs no weights of its own, or
@@ -70,14 +57,10 @@ class ShatterConfig(hyperparams.Config):
     type_vocab_size: int = 2
     max_sequence_length: int = 512
     partition: str = "linear"
-    squashing: str = "log"
-    squashing_scale: float = 512.0
+    squashing_scale: float = 2.0
     attention_activation: str = "sigmoid"
     normalizer: str = "part_row_sum"
-    position_bias: str = "query"
-    use_key_projection: bool = False
-    use_part_gate: bool = False
-    use_output_gate: bool = False
+    use_position_bias: bool = True
     use_output_projection: bool = False
     norm_first: bool = True
     pooling: str = "mean"
@@ -98,11 +81,9 @@ class ShatterConfig(hyperparams.Config):
             found.append(f"hidden_size={self.hidden_size} is not divisible by num_parts={self.num_parts}")
         for name, allowed in (
             ("partition", PARTITIONS),
-            ("squashing", SQUASHINGS),
             ("attention_activation", ACTIVATIONS),
             ("normalizer", NORMALIZERS),
             ("pooling", POOLINGS),
-            ("position_bias", POSITION_BIASES),
         ):
             if getattr(self, name) not in allowed:
                 found.append(f"{name}={getattr(self, name)!r} is not one of {', '.join(allowed)}")

@@ -11,36 +11,25 @@ import tensorflow as tf
 from shatter_tf.config import ShatterConfig
 
 
-def squash(r: tf.Tensor, config: ShatterConfig) -> tf.Tensor:
-    """Maps relative positions to [0, 1], monotonically, with t(-r) = 1 - t(r).
-
-        log:       t(r) = (1 + sign(r) log(1 + |r|) / log(1 + scale)) / 2, clipped
-        rational:  t(r) = (1 + r / (|r| + scale)) / 2
-        geometric: t(r) = (1 + sign(r) (u + (1 - u) log|r| / log(scale))) / 2, clipped; t(0) = 1/2
-
-    With geometric squashing and P parts, P even, equidistant knots lie at r = -scale, …, -1, 1, …, scale, in geometric
-    progression on either side: u = 1 / (P - 1) takes |r| = 1 to the innermost ones. P odd has one more, at 0.
+def squash(r: tf.Tensor, scale: float) -> tf.Tensor:
+    """Maps relative positions to (0, 1), monotonically: t(r) = (1 + r / (|r| + scale)) / 2, so that t(-r) = 1 - t(r).
 
     Args:
       r: relative positions j - i in tokens, any shape, any real dtype.
-      config: supplies `squashing`, `squashing_scale` and, for geometric, `num_parts`.
+      scale: where t is half-way from the middle to an end, in tokens.
 
     Returns:
       t, float32, the shape of `r`.
 
-    Source: ours; the ladder of measurements behind it is in docs/design.md.
+    Example:
+    >>> squash(tf.constant([-6, -2, 0, 2]), scale=2.0).numpy().tolist()
+    [0.125, 0.25, 0.5, 0.75]
+
+    Source: ours. It needs no longest length, and puts most parts where they tell most, within a few tokens; docs/log.md
+    has the measurements behind it.
     """
     r = tf.cast(r, tf.float32)
-    scale = config.squashing_scale
-    if config.squashing == "log":
-        signed = tf.sign(r) * tf.math.log1p(tf.abs(r)) / math.log1p(scale)
-    elif config.squashing == "rational":
-        signed = r / (tf.abs(r) + scale)
-    else:
-        innermost = (1 + config.num_parts % 2) / max(config.num_parts - 1, 1)
-        share = tf.math.log(tf.maximum(tf.abs(r), 1.0)) / math.log(scale)
-        signed = tf.sign(r) * (innermost + (1.0 - innermost) * share)
-    return tf.clip_by_value(0.5 * (1.0 + signed), 0.0, 1.0)
+    return 0.5 * (1.0 + r / (tf.abs(r) + scale))
 
 
 def linear(t: tf.Tensor, num_parts: int) -> tf.Tensor:
@@ -82,25 +71,14 @@ def bernstein(t: tf.Tensor, num_parts: int) -> tf.Tensor:
     return tf.stack([math.comb(degree, p) * t**p * (1.0 - t) ** (degree - p) for p in range(num_parts)])
 
 
-def cosine(t: tf.Tensor, num_parts: int) -> tf.Tensor:
-    """Squared cosines on P equidistant knots: f_p(t) = cos^2(pi/2 (t (P - 1) - p)) within one knot. Source: ours."""
-    return tf.square(tf.sin(0.5 * math.pi * linear(t, num_parts)))
-
-
-def box(t: tf.Tensor, num_parts: int) -> tf.Tensor:
-    """Each position belongs to the nearest knot alone; halfway it belongs to both by half. Source: ours."""
-    hats = linear(t, num_parts)
-    return tf.where(hats == 0.5, 0.5, tf.cast(hats > 0.5, tf.float32))
-
-
-FAMILIES = {"linear": linear, "cosine": cosine, "box": box, "bernstein": bernstein}
+FAMILIES = {"linear": linear, "bernstein": bernstein}
 
 
 def partition_table(config: ShatterConfig, length) -> tf.Tensor:
     """Returns f_p(r) for every relative position of a sequence, float32 [P, 2 L - 1]; column c is r = c - (L - 1).
 
     Args:
-      config: supplies the family, the squashing and P.
+      config: supplies the family, the squashing's scale and P.
       length: L, an int or an int32 scalar tensor.
 
     Example:
@@ -112,7 +90,7 @@ def partition_table(config: ShatterConfig, length) -> tf.Tensor:
     True
     """
     relative = tf.range(1 - length, length)
-    return FAMILIES[config.partition](squash(relative, config), config.num_parts)
+    return FAMILIES[config.partition](squash(relative, config.squashing_scale), config.num_parts)
 
 
 def position_partition(config: ShatterConfig, length) -> tf.Tensor:
@@ -122,7 +100,7 @@ def position_partition(config: ShatterConfig, length) -> tf.Tensor:
     depends on the length alone: an encoder computes it once per forward pass and hands it to every layer.
 
     Args:
-      config: supplies the family, the squashing and P.
+      config: supplies the family, the squashing's scale and P.
       length: L, an int or an int32 scalar tensor.
     """
     positions = tf.range(length)

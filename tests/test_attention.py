@@ -23,7 +23,7 @@ MASKS = {
 
 
 def make_config(**choices):
-    sizes = dict(hidden_size=D, num_parts=P, intermediate_size=13, squashing_scale=11.0, initializer_range=0.3)
+    sizes = dict(hidden_size=D, num_parts=P, intermediate_size=13, squashing_scale=3.0, initializer_range=0.3)
     return ShatterConfig(**{**sizes, "dropout_rate": 0.0, "attention_dropout_rate": 0.0, **choices})
 
 
@@ -40,10 +40,6 @@ def attention_weights(layer):
     )
     for kernel, bias, part in (
         ("u", "bu", layer.position_bias),
-        ("uk", "buk", layer.key_position_bias),
-        ("wk", "bk", layer.key),
-        ("gp", "bgp", layer.part_gate),
-        ("go", "bgo", layer.output_gate),
         ("wo", "bo", layer.output_projection),
     ):
         if part is not None:
@@ -73,16 +69,13 @@ def built(cls, **choices):
     [
         *(("sigmoid", normalizer, {}) for normalizer in NORMALIZERS),
         ("softmax", "none", dict(use_output_projection=True)),
-        ("softmax", "part_row_sum", dict(use_key_projection=True)),
-        ("squared_relu", "unit_length", dict(position_bias="key")),
-        ("sigmoid", "row_sum", dict(position_bias="query_and_key", use_output_gate=True)),
-        ("sigmoid", "part_row_sum", dict(position_bias="none", use_part_gate=True)),
+        ("softmax", "part_row_sum", dict(use_position_bias=False)),
     ],
 )
 def test_attention_matches_the_oracle(family, mask, activation, normalizer, choices):
     layer = built(ShatterAttention, partition=family, attention_activation=activation, normalizer=normalizer, **choices)
     y, attention = call(layer, inputs(), MASKS[mask])
-    f = reference.partition(L, P, family, "log", 11.0)
+    f = reference.partition(L, P, family, 3.0)
     expected = reference.attention(inputs(), attention_weights(layer), MASKS[mask], f, activation, normalizer)
     np.testing.assert_allclose(attention, expected[1], atol=2e-5 * np.abs(expected[1]).max())
     np.testing.assert_allclose(y, expected[0], atol=1e-5 * max(30, np.abs(expected[0]).max()))
@@ -102,7 +95,7 @@ def test_block_matches_the_oracle(family, mask, norm_first, policy):
         w2=layer.output_dense.kernel, c2=layer.output_dense.bias,
     )  # fmt: skip
     weights.update({name: np.asarray(tf.convert_to_tensor(v), np.float64) for name, v in names.items()})
-    f = reference.partition(L, P, family, "log", 11.0)
+    f = reference.partition(L, P, family, 3.0)
     expected = reference.block(inputs().astype(np.float64), weights, MASKS[mask], f, norm_first)
     assert h.dtype == layer.compute_dtype
     error = np.abs(tf.cast(h, tf.float32).numpy() - expected)

@@ -105,7 +105,7 @@ def test_no_pooler_and_no_missing_gradients_by_default():
     ("choices", "message"),
     [
         (dict(num_parts=3), "hidden_size=14 is not divisible by num_parts=3"),
-        (dict(partition="cubic"), "partition='cubic' is not one of linear, cosine, box, bernstein"),
+        (dict(partition="cubic"), "partition='cubic' is not one of linear, bernstein"),
         (dict(num_layers=0, dropout_rate=1.0), "num_layers=0 is not positive; dropout_rate=1.0 is not in"),
     ],
 )

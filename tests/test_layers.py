@@ -27,14 +27,10 @@ CONFIG = ShatterConfig(
     type_vocab_size=3,
     max_sequence_length=29,
     partition="bernstein",
-    squashing="rational",
-    squashing_scale=2.0,
+    squashing_scale=3.0,
     attention_activation="softmax",
     normalizer="unit_length",
-    position_bias="query_and_key",
-    use_key_projection=True,
-    use_part_gate=True,
-    use_output_gate=True,
+    use_position_bias=False,
     use_output_projection=True,
     norm_first=False,
     pooling="first_token",
@@ -59,14 +55,7 @@ def _call_block(layer, training=False):
     return layer(VECTORS, same_document_mask(PACKS), position_partition(CONFIG, 11), training=training)
 
 
-ATTENTION = {
-    f"{part}/{w}"
-    for part in (
-        *("query", "key", "value", "position_bias", "key_position_bias", "part_gate_bias", "output_gate"),
-        "output_projection",
-    )
-    for w in ("kernel", "bias")
-}
+ATTENTION = {f"{part}/{w}" for part in ("query", "value", "output_projection") for w in ("kernel", "bias")}
 BLOCK = {f"attention/{name}" for name in ATTENTION} | {
     *(f"{norm}/{w}" for norm in ("attention_layer_norm", "output_layer_norm") for w in ("gamma", "beta")),
     *(f"{dense}/{w}" for dense in ("intermediate", "output") for w in ("kernel", "bias")),

@@ -5,38 +5,33 @@ import pytest
 import reference
 import tensorflow as tf
 
-from shatter_tf.config import PARTITIONS, SQUASHINGS, ShatterConfig
+from shatter_tf.config import PARTITIONS, ShatterConfig
 from shatter_tf.partition import partition_table, position_partition, squash
 
 FAMILIES = pytest.mark.parametrize("family", PARTITIONS)
-SQUASHED = pytest.mark.parametrize("squashing", SQUASHINGS)
 
 
-def config(family, squashing="log", parts=6, scale=37.0):
-    return ShatterConfig(
-        hidden_size=2 * parts, num_parts=parts, partition=family, squashing=squashing, squashing_scale=scale
-    )
+def config(family, parts=6, scale=3.0):
+    return ShatterConfig(hidden_size=2 * parts, num_parts=parts, partition=family, squashing_scale=scale)
 
 
 @FAMILIES
-@SQUASHED
-@pytest.mark.parametrize("parts", [5, 6])
-def test_matches_the_oracle(family, squashing, parts):
-    actual = position_partition(config(family, squashing, parts), 11)
-    expected = reference.partition(11, parts, family, squashing, 37.0)
+@pytest.mark.parametrize("parts", [1, 5, 6])
+def test_matches_the_oracle(family, parts):
+    actual = position_partition(config(family, parts), 11)
+    expected = reference.partition(11, parts, family, 3.0)
     np.testing.assert_allclose(actual, expected, atol=2e-6)
 
 
 @FAMILIES
-@SQUASHED
 @pytest.mark.parametrize("parts", [1, 2, 12])
-def test_parts_sum_to_one_and_are_not_negative_at_every_length(family, squashing, parts):
+def test_parts_sum_to_one_and_are_not_negative_at_every_length(family, parts):
     # A shorter table is the middle of the longest one, so one comparison covers every length up to 4096.
-    longest = partition_table(config(family, squashing, parts, scale=512.0), 4096).numpy()
+    longest = partition_table(config(family, parts), 4096).numpy()
     assert longest.min() >= 0
     np.testing.assert_allclose(longest.sum(axis=0), 1, atol=2e-6)
     for length in (1, 2, 3, 128, 129, 4095):
-        table = partition_table(config(family, squashing, parts, scale=512.0), length).numpy()
+        table = partition_table(config(family, parts), length).numpy()
         np.testing.assert_allclose(table, longest[:, 4096 - length : 4095 + length], rtol=1e-5, atol=1e-7)
 
 
@@ -46,26 +41,19 @@ def test_symmetric(family):
     np.testing.assert_allclose(table, table[::-1, ::-1], atol=2e-6)
 
 
-@pytest.mark.parametrize(("squashing", "scale"), [("log", 127.0), ("geometric", 100.0)])
-def test_near_positions_fall_to_parts_of_their_own(squashing, scale):
-    # With log squashing that needs the scale 2^(P-1) - 1, with geometric it always holds.
-    table = partition_table(config("linear", squashing, parts=8, scale=scale), 3).numpy()
-    np.testing.assert_allclose(table[4, 3], 1, atol=1e-5)  # r = +1
-    np.testing.assert_allclose(table[3, 1], 1, atol=1e-5)  # r = -1
-    np.testing.assert_allclose(table[3:5, 2], 0.5, atol=1e-5)  # r = 0
-
-
-def test_geometric_knots():
-    # 16 parts up to 128: the knots are the powers of two, so each of those positions belongs to one part alone.
-    table = partition_table(config("linear", "geometric", parts=16, scale=128.0), 129).numpy()
-    for power in range(8):
-        np.testing.assert_allclose(table[8 + power, 128 + 2**power], 1, atol=1e-5)
-        np.testing.assert_allclose(table[7 - power, 128 - 2**power], 1, atol=1e-5)
+def test_the_nearest_positions_fall_apart():
+    # 8 parts and scale 2: the knots lie at |r| = 1/3, 3/2, 5 and infinity, on either side.
+    table = partition_table(config("linear", parts=8, scale=2.0), 6).numpy()
+    np.testing.assert_allclose(table[6, 10], 1, atol=1e-5)  # r = +5
+    np.testing.assert_allclose(table[1, 0], 1, atol=1e-5)  # r = -5
+    np.testing.assert_allclose(table[3:5, 5], 0.5, atol=1e-5)  # r = 0
+    assert not table[4:, 4].any()  # r = -1 belongs to no part of what follows
+    assert not table[:4, 6].any()  # nor r = +1 to one of what precedes
 
 
 def test_neighbouring_far_positions_stay_distinct_under_bfloat16(bfloat16_policy):
     del bfloat16_policy
-    t = squash(tf.constant([256, 257]), config("linear", scale=4096.0)).numpy()
+    t = squash(tf.constant([256, 257]), 2.0).numpy()
     assert t.dtype == np.float32
     assert t[0] < t[1]
 
