@@ -153,7 +153,8 @@ class Session:
         )
         with strategy.scope():
             if self.checkpoint:
-                self.trainer.checkpoint.restore(self.checkpoint).assert_existing_objects_matched()
+                status = self.trainer.checkpoint.restore(self.checkpoint).expect_partial()  # nothing said at exit
+                status.assert_existing_objects_matched()
             else:
                 self.trainer.initialize()
         self._writers = {}
