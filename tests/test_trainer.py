@@ -1,13 +1,15 @@
 """The training loop: what it does when training goes wrong, and what it leaves behind."""
 
 import json
+import math
 import pathlib
 
 import numpy as np
 import pytest
 import tensorflow as tf
+import tf_keras
 
-from shatter_tf import checkpoints, model_dir, trainer
+from shatter_tf import checkpoints, model_dir, step_time, trainer
 from shatter_tf.command_line import UserError
 
 STEPS = "trainer.train_steps=8,trainer.steps_per_loop=2,trainer.checkpoint_interval=2,trainer.validation_interval=4"
@@ -74,3 +76,10 @@ def test_history_holds_every_evaluation_once_over_a_resume(pretrain, tmp_path):
     seconds = [entry["seconds"] for entry in history]
     assert 0 < seconds[0] < seconds[1] < seconds[2] < seconds[3] < 1e5
     assert model_dir.read_metrics(str(directory))["parameters"] == session.parameters
+
+
+def test_a_timed_step_has_the_precision_of_the_run(pretrain):
+    for dtype, policy in (("bfloat16", "mixed_bfloat16"), ("float32", "float32")):
+        run = pretrain(f"runtime.mixed_precision_dtype={dtype},runtime.enable_xla=false")
+        assert math.isfinite(step_time.compile_step(run)())
+        assert tf_keras.mixed_precision.global_policy().name == policy
