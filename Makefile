@@ -4,7 +4,7 @@ VENV = .venv
 # A test process for each core, up to 4, of 1 to 2 GB each; what a file sets up is set up once.
 PYTEST = $(VENV)/bin/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
-.PHONY: demo test test-fast lint
+.PHONY: demo test test-fast lint tpu-compiler
 
 demo: $(VENV)/installed
 	bash demo/demo.sh
@@ -23,4 +23,14 @@ $(VENV)/installed: setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --upgrade "pip>=24"
 	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[test]"
+	touch $@
+
+# The compiler of real TPUs, for `shatter_tf.benchmark --target=tpu:…`. It has an environment of its own: nothing else
+# needs it, and what it needs would disagree with TensorFlow's.
+tpu-compiler: .venv-tpu/installed
+
+.venv-tpu/installed:
+	$(PYTHON) -m venv .venv-tpu
+	.venv-tpu/bin/python -m pip install --quiet --upgrade "pip>=24"
+	.venv-tpu/bin/python -m pip install --quiet "jax[tpu]==0.10.2"
 	touch $@

@@ -44,6 +44,7 @@ def quieten_logging() -> None:
     from absl import logging
 
     logging.set_verbosity(logging.ERROR)
+    tf.get_logger().setLevel("ERROR")
     # XLA's C++ notices heed no environment variable. The symbol is that of the pinned TensorFlow; without it they show.
     library = ctypes.CDLL(os.path.join(tf.sysconfig.get_lib(), f"libtensorflow_framework{_LIBRARY_SUFFIX}"))
     set_min_log_level = getattr(library, "_ZN4absl12lts_2025012714SetMinLogLevelENS0_18LogSeverityAtLeastE", None)

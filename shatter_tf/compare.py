@@ -38,6 +38,7 @@ import itertools
 import json
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -237,7 +238,8 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
 
 def main(argv: list[str]) -> None:
     args = parse_arguments(argv)
-    from shatter_tf import report, step_time
+    from shatter_tf import report
+    from shatter_tf.training_step import TrainingStep, measure
 
     quieten_logging()
     # So that a terminated comparison takes its current run with it.
@@ -247,9 +249,14 @@ def main(argv: list[str]) -> None:
 
     if args.time_steps:
         first_jobs = {job.variant: job for job in reversed(grid.jobs)}
-        runs = {variant: prepared[job.key][1] for variant, job in first_jobs.items()}
+        steps = {}
+        for variant, job in first_jobs.items():
+            print(f"compiling {variant}", file=sys.stderr, flush=True)
+            steps[variant] = TrainingStep(prepared[job.key][1].params)
+            steps[variant]()
+        medians = {variant: statistics.median(s) for variant, s in measure(steps, args.time_steps).items()}
         with open(os.path.join(args.output_dir, STEP_SECONDS_FILE), "w", encoding="utf8") as f:
-            json.dump(step_time.measure(runs, args.time_steps), f, indent=1)
+            json.dump(medians, f, indent=1)
 
     results, failures = read_results(args.output_dir), []
     done = {(line["variant"], line["learning_rate"], line["seed"]) for line in results}

@@ -144,6 +144,15 @@ def _override(params: cfg.ExperimentConfig, settings: dict, where: str) -> None:
     params.override(copy.deepcopy(settings), is_strict=True)
 
 
+def _override_all(params: cfg.ExperimentConfig, config_file: Optional[str], params_override: str) -> dict:
+    """Overrides `params` by the file and the flag; returns what they say, as one."""
+    in_file = read_config_file(config_file) if config_file else {}
+    in_flag = parse_override(params_override)
+    _override(params, in_file, f"--config_file={config_file}")
+    _override(params, in_flag, "--params_override")
+    return merge(in_file, in_flag)
+
+
 def resolve(
     experiment: str,
     *,
@@ -170,22 +179,32 @@ def resolve(
         task.init_checkpoint = init_checkpoint
         if hasattr(task.train_data, "lower_case"):
             task.train_data.lower_case = initial.lower_case
-    in_file = read_config_file(config_file) if config_file else {}
-    in_flag = parse_override(params_override)
-    _override(params, in_file, f"--config_file={config_file}")
-    _override(params, in_flag, "--params_override")
-    explicit = merge(in_file, in_flag)
+    explicit = _override_all(params, config_file, params_override)
 
     load_data = _load_corpus if experiment == "shatter/pretrain" else _load_labelled
     vocabulary, lower_case = load_data(params, explicit, data_dir, initial)
     if initial and initial.vocabulary != vocabulary:
         raise UserError(f"--init_checkpoint={init_checkpoint}: its vocabulary is not the one of this run")
-    _derive_encoder(params, explicit, len(vocabulary))
+    _derive(params, explicit, len(vocabulary))
+    return Run(experiment, params, vocabulary, lower_case)
+
+
+def resolve_without_data(*, config_file: Optional[str] = None, params_override: str = "") -> cfg.ExperimentConfig:
+    """Returns pretraining's settings as `resolve` does, for a vocabulary of the encoder's size; raises UserError."""
+    params = exp_factory.get_exp_config("shatter/pretrain")
+    explicit = _override_all(params, config_file, params_override)
+    _share_with_validation(params.task, explicit)
+    _derive(params, explicit, params.task.model.encoder.any.vocab_size)
+    return params
+
+
+def _derive(params: cfg.ExperimentConfig, explicit: dict, vocabulary_size: int) -> None:
+    """Sets what is still unset, and raises UserError with all that would fail later."""
+    _derive_encoder(params, explicit, vocabulary_size)
     _derive_trainer(params)
-    problems = _problems(params, len(vocabulary))
+    problems = _problems(params, vocabulary_size)
     if problems:
         raise UserError("; ".join(problems))
-    return Run(experiment, params, vocabulary, lower_case)
 
 
 def _share_with_validation(task: cfg.TaskConfig, explicit: dict) -> None:

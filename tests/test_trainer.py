@@ -9,8 +9,9 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
-from shatter_tf import checkpoints, model_dir, step_time, trainer
+from shatter_tf import checkpoints, model_dir, trainer
 from shatter_tf.command_line import UserError
+from shatter_tf.training_step import TrainingStep
 
 STEPS = "trainer.train_steps=8,trainer.steps_per_loop=2,trainer.checkpoint_interval=2,trainer.validation_interval=4"
 
@@ -81,5 +82,5 @@ def test_history_holds_every_evaluation_once_over_a_resume(pretrain, tmp_path):
 def test_a_timed_step_has_the_precision_of_the_run(pretrain):
     for dtype, policy in (("bfloat16", "mixed_bfloat16"), ("float32", "float32")):
         run = pretrain(f"runtime.mixed_precision_dtype={dtype},runtime.enable_xla=false")
-        assert math.isfinite(step_time.compile_step(run)())
+        assert math.isfinite(TrainingStep(run.params)())
         assert tf_keras.mixed_precision.global_policy().name == policy

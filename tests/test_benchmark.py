@@ -1,0 +1,142 @@
+"""What a step costs: the counts against ones made by hand, and the command as a user runs it."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+
+import pytest
+import tensorflow as tf
+
+from shatter_tf import settings, tpu_compiler
+from shatter_tf.benchmark import largest_batch
+from shatter_tf.training_step import TrainingStep, matmul_flops, synthetic_batch
+
+TPU_PYTHON = os.path.join(os.path.dirname(os.path.dirname(__file__)), ".venv-tpu", "bin", "python")
+SIZES = dict(vocab_size=128, hidden_size=16, num_layers=1, num_parts=2, intermediate_size=32)
+OVERRIDE = ",".join(f"task.model.encoder.any.{key}={value}" for key, value in SIZES.items())
+
+
+def run_benchmark(*flags):
+    command = [sys.executable, "-m", "shatter_tf.benchmark", f"--params_override={OVERRIDE}", *flags]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_flops_are_those_of_the_matrix_products():
+    """Counted by hand: every product of the forward pass; the backward pass does each twice, for both its operands."""
+    batch, length, masked, width, inner, vocabulary = 3, 16, 3, 16, 32, 128
+    params = settings.resolve_without_data(
+        params_override=f"{OVERRIDE},task.train_data.global_batch_size={batch},task.train_data.seq_length={length},"
+        "task.model.encoder.any.use_position_bias=false,task.model.encoder.any.normalizer=row_sum"
+    )
+    tokens, pairs = batch * length, batch * length * length
+    weights = tokens * width * (2 * width + 2 * inner) + batch * masked * (width * width + width * vocabulary)
+    # Segment embeddings are a product with one-hot rows, whose other operand has no gradient.
+    segments, types = tokens * 2 * width, 2
+    attention = pairs * width * 2
+    expected = 2 * (3 * (weights + attention) + types * segments)
+    flops = matmul_flops(TrainingStep(params, synthetic_batch(params)).hlo())
+    assert flops == expected
+
+
+def test_a_synthetic_batch_is_what_training_sees(pretrain):
+    params = pretrain().params
+    real, synthetic = TrainingStep(params).batch, synthetic_batch(params)
+    assert {k: (v.shape, v.dtype) for k, v in real.items()} == {k: (v.shape, v.dtype) for k, v in synthetic.items()}
+
+
+@pytest.mark.parametrize(("fixed", "per_row", "memory"), [(1000, 7, 10_000), (5, 3, 4), (0, 11, 121)])
+def test_the_largest_batch_fits_and_one_more_does_not(fixed, per_row, memory):
+    rows = largest_batch({8: fixed + 8 * per_row, 4: fixed + 4 * per_row}, memory)
+    assert rows == 0 or fixed + rows * per_row <= memory
+    assert fixed + (rows + 1) * per_row > memory
+
+
+def test_cycles_of_a_loop_count_once_for_each_round():
+    text = """HloModule m, entry_computation_layout={()->f32[]}
+
+%body (p: f32[]) -> f32[] {
+  %f = f32[] fusion(%p), calls=%c, backend_config={"estimated_cycles":"10"}
+}
+
+ENTRY %main (x: f32[]) -> f32[] {
+  %g = f32[] fusion(%x), calls=%d, backend_config={"estimated_cycles":"5"}
+  %w = f32[] while(%g), condition=%cond, body=%body, backend_config={"known_trip_count":{"n":"8"}}
+}
+"""
+    assert tpu_compiler.total_cycles(text) == 5 + 8 * 10
+    with pytest.raises(ValueError, match="unknown length"):
+        tpu_compiler.total_cycles(text.replace("known_trip_count", "unknown"))
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--target=abacus", "give cpu, gpu, tpu:v4:2x2x1"),
+        ("--target=tpu:v4", "a generation and a topology"),
+        ("--target=gpu", "sees no GPU"),
+        ("--tpu_python=nowhere", None),
+        ("--json=nowhere/f.json", "no such directory"),
+        ("--rounds=0", "not positive"),
+        ("--seq_length=4", "seq_length=4 is less than 8"),
+        ("--config_file=nowhere.yaml", "no such file"),
+    ],
+)
+def test_a_mistake_is_one_line(flag, message):
+    flags = [flag] if message else [flag, "--target=tpu:v4:2x2x1"]
+    if flag == "--target=gpu" and tf.config.list_physical_devices("GPU"):
+        pytest.skip("there is a GPU")
+    process = run_benchmark(*flags)
+    assert process.returncode == 2
+    assert process.stdout == ""
+    assert process.stderr.count("\n") == 1, process.stderr
+    assert (message or "make tpu-compiler") in process.stderr
+
+
+@pytest.mark.slow
+def test_both_models_are_measured_side_by_side(tmp_path):
+    json_path, png_path = tmp_path / "f.json", tmp_path / "f.png"
+    process = run_benchmark(
+        *("--seq_length=8,16", "--batch_size=2", "--rounds=2", "--memory_gb=1", "--train_steps=1000"),
+        *(f"--json={json_path}", f"--plot={png_path}"),
+    )
+    assert process.returncode == 0, process.stderr
+    assert "largest batch that fits" in process.stdout
+    assert "Days of 1,000 steps" in process.stdout
+    assert png_path.read_bytes().startswith(b"\x89PNG")
+    result = json.loads(json_path.read_text())
+    assert [m["seq_length"] for m in result["measurements"]] == [8, 16]
+    for measurement in result["measurements"]:
+        for model in ("shatter", "bert"):
+            figures = measurement[model]
+            assert figures["fastest_seconds"] <= figures["step_seconds"] <= figures["slowest_seconds"]
+            assert 0 < figures["temporary_bytes"] < figures["peak_bytes"]
+            # Weights and two moments of each, float32.
+            assert figures["argument_bytes"] > 12 * figures["parameters"]
+            assert figures["largest_batch"] > 2
+            assert figures["training_days"] > 0
+        for key, ratio in measurement["ratio"].items():
+            assert math.isclose(ratio, measurement["shatter"][key] / measurement["bert"][key])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.exists(TPU_PYTHON), reason="`make tpu-compiler` has not been run")
+def test_the_tpu_compiler_takes_the_step(tmp_path):
+    path = tmp_path / "f.json"
+    process = run_benchmark(
+        *("--target=tpu:v5e:2x2", "--seq_length=16", "--batch_size=2", f"--json={path}", f"--hlo_dir={tmp_path}"),
+        f"--tpu_python={TPU_PYTHON}",
+    )
+    assert process.returncode == 0, process.stderr
+    assert "not a run on a TPU" in process.stdout
+    result = json.loads(path.read_text())
+    assert result["precision"] == "bfloat16"
+    assert "libtpu" in result["compiler"]
+    for model in ("shatter", "bert"):
+        figures = result["measurements"][0][model]
+        assert figures["cycles"] > 0
+        assert 0 < figures["share_of_peak"] < 1
+        assert figures["temporary_bytes"] > 0
+        assert figures["argument_bytes"] > 12 * figures["parameters"]
+        assert (tmp_path / f"{model}-2x16.hlo.txt").read_text().startswith("HloModule")
