@@ -11,12 +11,14 @@ Letters, in formulas, shapes and einsums alike:
 """
 
 import math
+from collections.abc import Callable
 from typing import Optional
 
 import tensorflow as tf
 import tf_keras
 
 from shatter_tf.config import ShatterConfig
+from shatter_tf.partition import position_partition
 
 # Keeps the normaliser of a fully masked row finite, and far below one unmasked entry of any useful size.
 EPSILON = 1e-6
@@ -25,7 +27,7 @@ PART_EPSILON = 1e-2
 
 
 def same_document_mask(input_mask: tf.Tensor) -> tf.Tensor:
-    """Returns m_ij: whether i and j carry the same, non-zero pack number.
+    """Returns m_ij: whether i and j are of the same document, by their pack numbers.
 
     Documents packed into one row are numbered 1, 2, 3, …; 0 is padding. A plain 0/1 mask is the special case of one
     document. Padding attends to nothing and nothing attends to it.
@@ -40,8 +42,20 @@ def same_document_mask(input_mask: tf.Tensor) -> tf.Tensor:
     >>> same_document_mask(tf.constant([[1, 2, 0]]))[0].numpy().astype(int).tolist()
     [[1, 0, 0], [0, 1, 0], [0, 0, 0]]
     """
-    query, key = input_mask[:, :, tf.newaxis], input_mask[:, tf.newaxis, :]
+    return same_document(input_mask, input_mask)
+
+
+def same_document(query_packs: tf.Tensor, key_packs: tf.Tensor) -> tf.Tensor:
+    """Returns `same_document_mask`, bool [B, L, M], for some queries, [B, L], and all keys, [B, M]."""
+    query, key = query_packs[:, :, tf.newaxis], key_packs[:, tf.newaxis, :]
     return tf.logical_and(tf.equal(query, key), key > 0)
+
+
+def query_positions(x: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
+    """Returns the positions of x, [B, M, D], that the mask, [B, L, M] or [B, L], has: the first L, [B, L, D]."""
+    if mask.shape[1] is not None and mask.shape[1] == x.shape[1]:
+        return x  # a slice of everything would be a copy in the backward pass
+    return x[:, : tf.shape(mask)[1]]
 
 
 def attention_scores(
@@ -115,17 +129,98 @@ def part_values(attention: tf.Tensor, partition: tf.Tensor, value: tf.Tensor) ->
     return tf.reshape(parts, [tf.shape(parts)[0], tf.shape(parts)[1], value.shape[1] * value.shape[3]])
 
 
+def attend(
+    config: ShatterConfig,
+    query: tf.Tensor,
+    position_bias: Optional[tf.Tensor],
+    x: tf.Tensor,
+    value: tf.Tensor,
+    mask: tf.Tensor,
+    partition: tf.Tensor,
+    dropout: Callable[[tf.Tensor], tf.Tensor],
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns what is read, y, [B, L, D] in the compute dtype, and the attention map, float32 [B, L, M].
+
+    Args:
+      config: supplies the activation and the normaliser.
+      query, position_bias: q and b of `attention_scores`.
+      x, value: what is attended to, [B, M, D], and its values, [B, P, M, E].
+      mask, partition: m, bool [B, L, M], and f, float32 [P, L, M].
+      dropout: takes the map in the compute dtype, and returns it with some entries zero.
+    """
+    scores = attention_scores(query, x, position_bias, partition)
+    attention = attention_map(scores, mask, config.attention_activation, config.normalizer)
+    y = part_values(dropout(tf.cast(attention, x.dtype)), partition, value)
+    if config.normalizer == "part_row_sum":
+        scale = tf.cast(part_scale(attention, partition), y.dtype)
+        y *= tf.repeat(scale, config.hidden_size // config.num_parts, axis=-1)
+    return y, attention
+
+
+def attend_in_blocks(
+    config: ShatterConfig,
+    query: tf.Tensor,
+    position_bias: Optional[tf.Tensor],
+    x: tf.Tensor,
+    value: tf.Tensor,
+    packs: tf.Tensor,
+    dropout_rate: float,
+) -> tf.Tensor:
+    """Returns what `attend` reads, a block of `config.query_block_size` queries at a time.
+
+    A block's map, mask and partition are worked out when it is its turn, and again in the backward pass, so the memory
+    they take does not grow with the length.
+
+    Args:
+      config, query, position_bias, x, value: as for `attend`; the length must be static, and all positions are queries.
+      packs: document numbers, int32 [B, L]; see `same_document_mask`.
+      dropout_rate: of the attention map.
+    """
+    length, size = x.shape[1], config.query_block_size
+    number = -(-length // size)
+    # The backward pass must drop what the forward pass dropped.
+    seed = tf.random.uniform([2], maxval=tf.int32.max, dtype=tf.int32)
+
+    def split(t: tf.Tensor) -> tf.Tensor:
+        """Cuts [B, L, K] into [number, B, size, K]; the last block is filled up with zeros."""
+        t = tf.pad(t, [[0, 0], [0, number * size - length], [0, 0]])
+        return tf.transpose(tf.reshape(t, [-1, number, size, t.shape[-1]]), [1, 0, 2, 3])
+
+    @tf.recompute_grad
+    def attend_block(start, query_packs, packs, seed, x, value, query, position_bias=None):
+        # Every tensor is an argument: what is computed again must not reach for others.
+        def dropout(attention):
+            if not dropout_rate:
+                return attention
+            return tf.nn.experimental.stateless_dropout(attention, dropout_rate, seed=seed + start)
+
+        mask = same_document(query_packs[:, :, 0], packs)
+        partition = position_partition(config, length, start, size)
+        return attend(config, query, position_bias, x, value, mask, partition, dropout)[0]
+
+    rows = [packs[:, :, tf.newaxis], query] + ([] if position_bias is None else [position_bias])
+    y = tf.map_fn(
+        lambda block: attend_block(*block[:2], packs, seed, x, value, *block[2:]),
+        (tf.range(number) * size, *(split(t) for t in rows)),
+        fn_output_signature=tf.TensorSpec([None, size, config.hidden_size], x.dtype),
+        parallel_iterations=1,  # one block's memory at a time
+    )
+    y = tf.reshape(tf.transpose(y, [1, 0, 2, 3]), [-1, number * size, config.hidden_size])
+    return y[:, :length]
+
+
 @tf_keras.utils.register_keras_serializable(package="shatter_tf")
 class ShatterAttention(tf_keras.layers.Layer):
     """Shatter's self-attention (the equations at the top of this file) as a Keras layer.
 
-    Inputs, called as `layer(x, mask, partition)`:
+    Inputs, called as `layer(x, mask, partition)`, or as `layer(x, packs)` for the same in blocks:
       x: [B, M, D].
       mask: bool [B, L, M]; see `same_document_mask`. L < M computes the first L positions alone.
       partition: float32 [P, L, M]; see `partition.position_partition`.
+      packs: int32 [B, M] document numbers; see `attend_in_blocks`, which needs a static length.
 
     Returns:
-      ([B, L, D] in the compute dtype, the attention map before dropout as float32 [B, L, M]).
+      ([B, L, D] in the compute dtype, the attention map before dropout as float32 [B, L, M], or None in blocks).
 
     Raises:
       ValueError: when `config` has values that no encoder can be built with.
@@ -161,17 +256,16 @@ class ShatterAttention(tf_keras.layers.Layer):
             equation, output_shape, bias_axes=bias_axes, kernel_initializer=initializer, name=name
         )
 
-    def call(self, x, mask, partition):
+    def call(self, x, mask, partition=None, training=None):
         x = tf.cast(x, self.compute_dtype)
-        query_input = x[:, : tf.shape(mask)[1]]
-        position_bias = self.position_bias(query_input) if self.position_bias else None
-        scores = attention_scores(self.query(query_input), x, position_bias, partition)
-        attention = attention_map(scores, mask, self.config.attention_activation, self.config.normalizer)
-        dropped = self.attention_dropout(tf.cast(attention, self.compute_dtype))
-        y = part_values(dropped, partition, self.value(x))
-        if self.config.normalizer == "part_row_sum":
-            scale = tf.cast(part_scale(attention, partition), y.dtype)
-            y *= tf.repeat(scale, self.config.hidden_size // self.config.num_parts, axis=-1)
+        queries = query_positions(x, mask)
+        position_bias = self.position_bias(queries) if self.position_bias else None
+        operands = (self.config, self.query(queries), position_bias, x, self.value(x))
+        if partition is None:
+            dropout_rate = self.config.attention_dropout_rate if training else 0.0
+            y, attention = attend_in_blocks(*operands, mask, dropout_rate), None
+        else:
+            y, attention = attend(*operands, mask, partition, self.attention_dropout)
         if self.output_projection is not None:
             y = self.output_projection(y)
         return y, attention

@@ -35,6 +35,8 @@ class ShatterConfig(hyperparams.Config):
       norm_first: layer normalisation before (True) or after (False) each sub-layer.
       pooling: what `pooled_output` is: "mean" of the tokens' vectors, which needs no weights of its own, or
         "first_token", BERT's tanh projection of the first token, for a task that trains it.
+      query_block_size: attention of longer inputs than this works on so many positions at a time, and does each block
+        again in the backward pass: memory grows with the length and no longer with its square.
       dropout_rate: dropout of embeddings and sub-layer outputs.
       attention_dropout_rate: dropout of the one attention map.
       initializer_range: standard deviation of the truncated normal initialiser.
@@ -64,6 +66,7 @@ class ShatterConfig(hyperparams.Config):
     use_output_projection: bool = False
     norm_first: bool = True
     pooling: str = "mean"
+    query_block_size: int = 512
     dropout_rate: float = 0.1
     attention_dropout_rate: float = 0.1
     initializer_range: float = 0.02
@@ -74,7 +77,7 @@ class ShatterConfig(hyperparams.Config):
         """Returns one line for each value that no encoder can be built with; none when all is well."""
         found = []
         sizes = ("vocab_size", "hidden_size", "num_layers", "num_parts", "intermediate_size", "type_vocab_size")
-        for name in (*sizes, "max_sequence_length", "squashing_scale"):
+        for name in (*sizes, "max_sequence_length", "squashing_scale", "query_block_size"):
             if getattr(self, name) <= 0:
                 found.append(f"{name}={getattr(self, name)} is not positive")
         if self.num_parts > 0 and self.hidden_size % self.num_parts:

@@ -4,12 +4,14 @@ post-norm:  h <- LN(h + attention(h));      h <- LN(h + feed_forward(h))
 pre-norm:   h <- h + attention(LN(h));      h <- h + feed_forward(LN(h));      LN after the last block
 """
 
+from typing import Optional
+
 import tensorflow as tf
 import tf_keras
 from official.modeling import hyperparams, tf_utils
 from official.nlp.modeling import layers
 
-from shatter_tf.attention import ShatterAttention, as_config, same_document_mask
+from shatter_tf.attention import ShatterAttention, as_config, query_positions, same_document, same_document_mask
 from shatter_tf.config import ShatterConfig
 from shatter_tf.partition import position_partition
 
@@ -30,13 +32,12 @@ def _mean_of_tokens(h: tf.Tensor, input_mask: tf.Tensor) -> tf.Tensor:
 class ShatterEncoderBlock(tf_keras.layers.Layer):
     """Attention and feed-forward with residuals and layer normalisation, before or after each.
 
-    Inputs, called as `block(h, mask, partition)`:
+    Inputs, called as `block(h, mask, partition)`, or as `block(h, packs)` for attention in blocks of queries:
       h: [B, M, D].
-      mask: bool [B, L, M]; L < M computes the first L positions alone.
-      partition: float32 [P, L, M].
+      mask, partition, packs: as for ShatterAttention.
 
     Returns:
-      ([B, L, D] in the compute dtype, the attention map as float32 [B, L, M]).
+      ([B, L, D] in the compute dtype, the attention map as float32 [B, L, M], or None in blocks of queries).
 
     Example:
     >>> config = ShatterConfig(hidden_size=8, num_parts=2, intermediate_size=16)
@@ -64,12 +65,12 @@ class ShatterEncoderBlock(tf_keras.layers.Layer):
         self.output_layer_norm = _layer_norm("output_layer_norm")
         self.dropout = tf_keras.layers.Dropout(config.dropout_rate)
 
-    def call(self, h, mask, partition):
+    def call(self, h, mask, partition=None):
         h = tf.cast(h, self.compute_dtype)
         norm_first = self.config.norm_first
 
         y, attention = self.attention(self.attention_layer_norm(h) if norm_first else h, mask, partition)
-        h = h[:, : tf.shape(mask)[1]] + self.dropout(y)
+        h = query_positions(h, mask) + self.dropout(y)
         if not norm_first:
             h = tf.cast(self.attention_layer_norm(h), self.compute_dtype)
 
@@ -162,16 +163,21 @@ class ShatterEncoder(tf_keras.layers.Layer):
             h += self.type_embeddings(tf.zeros_like(word_ids))
         h = self.embeddings_dropout(tf.cast(self.embeddings_layer_norm(h), self.compute_dtype))
 
-        mask = same_document_mask(inputs["input_mask"])
-        partition = position_partition(self.config, length)
+        packs, last = inputs["input_mask"], self.blocks[-1]
+        if self._in_query_blocks(word_ids.shape[1]):
+            pairs = (packs,)
+        else:
+            pairs = (same_document_mask(packs), position_partition(self.config, length))
         outputs, attention_scores = [], []
-        for i, block in enumerate(self.blocks):
-            if i == len(self.blocks) - 1 and self.config.output_range is not None:
-                mask = mask[:, : self.config.output_range]
-                partition = partition[:, : self.config.output_range]
-            h, attention = block(h, mask, partition)
+        for block in self.blocks:
+            if block is last and self.config.output_range is not None:
+                query_packs = packs[:, : self.config.output_range]
+                rows = query_packs.shape[1] or tf.shape(query_packs)[1]
+                pairs = (same_document(query_packs, packs), position_partition(self.config, length, rows=rows))
+            h, attention = block(h, *pairs)
             outputs.append(h)
-            attention_scores.append(attention[:, tf.newaxis])
+            if self.config.return_attention_scores:
+                attention_scores.append(attention[:, tf.newaxis])
         if self.final_layer_norm is not None:
             h = tf.cast(self.final_layer_norm(h), self.compute_dtype)
             outputs[-1] = h
@@ -181,6 +187,10 @@ class ShatterEncoder(tf_keras.layers.Layer):
         if self.config.return_attention_scores:
             result["attention_scores"] = attention_scores
         return result
+
+    def _in_query_blocks(self, length: Optional[int]) -> bool:
+        """Whether a sequence of this static length is too long for its attention maps to be held at once."""
+        return length is not None and length > self.config.query_block_size and not self.config.return_attention_scores
 
     def get_embedding_table(self) -> tf.Variable:
         """Returns the word embeddings, float32 [vocab_size, D]; the masked-LM head shares them."""

@@ -74,35 +74,35 @@ def bernstein(t: tf.Tensor, num_parts: int) -> tf.Tensor:
 FAMILIES = {"linear": linear, "bernstein": bernstein}
 
 
-def partition_table(config: ShatterConfig, length) -> tf.Tensor:
-    """Returns f_p(r) for every relative position of a sequence, float32 [P, 2 L - 1]; column c is r = c - (L - 1).
+def soft_partition(config: ShatterConfig, r: tf.Tensor) -> tf.Tensor:
+    """Returns f_p(r), float32 [P, *S], of relative positions r in tokens, of any shape S and real dtype.
 
     Args:
       config: supplies the family, the squashing's scale and P.
-      length: L, an int or an int32 scalar tensor.
+      r: relative positions j - i.
 
     Example:
     >>> config = ShatterConfig(hidden_size=8, num_parts=4)
-    >>> table = partition_table(config, 100)
-    >>> table.shape
+    >>> f = soft_partition(config, tf.range(-99, 100))
+    >>> f.shape
     TensorShape([4, 199])
-    >>> float(tf.reduce_max(tf.abs(tf.reduce_sum(table, axis=0) - 1.0))) < 1e-6
+    >>> float(tf.reduce_max(tf.abs(tf.reduce_sum(f, axis=0) - 1.0))) < 1e-6
     True
     """
-    relative = tf.range(1 - length, length)
-    return FAMILIES[config.partition](squash(relative, config.squashing_scale), config.num_parts)
+    return FAMILIES[config.partition](squash(r, config.squashing_scale), config.num_parts)
 
 
-def position_partition(config: ShatterConfig, length) -> tf.Tensor:
-    """Returns f_p(j - i) for every query i and key j, float32 [P, L, L].
+def position_partition(config: ShatterConfig, length, start=0, rows=None) -> tf.Tensor:
+    """Returns f_p(j - i) for queries i = start, start + 1, … and every key j, float32 [P, rows, L].
 
-    It is spread from the [P, 2 L - 1] table when the graph runs, so that no quadratic constant is stored in it, and
-    depends on the length alone: an encoder computes it once per forward pass and hands it to every layer.
+    It depends on positions alone: an encoder computes it once per forward pass and hands it to every layer. That is
+    done when the graph runs, so that no quadratic constant is stored.
 
     Args:
       config: supplies the family, the squashing's scale and P.
-      length: L, an int or an int32 scalar tensor.
+      length: L, the number of keys; an int or an int32 scalar tensor, as the next two.
+      start: the first query.
+      rows: number of queries; None takes as many as there are keys.
     """
-    positions = tf.range(length)
-    relative = positions[tf.newaxis, :] - positions[:, tf.newaxis]
-    return tf.gather(partition_table(config, length), relative + (length - 1), axis=1)
+    queries = start + tf.range(length if rows is None else rows)
+    return soft_partition(config, tf.range(length)[tf.newaxis, :] - queries[:, tf.newaxis])

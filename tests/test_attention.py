@@ -8,7 +8,13 @@ import reference
 import tensorflow as tf
 import tf_keras
 
-from shatter_tf.attention import PART_EPSILON, ShatterAttention, attention_map, same_document_mask
+from shatter_tf.attention import (
+    PART_EPSILON,
+    ShatterAttention,
+    attend_in_blocks,
+    attention_map,
+    same_document_mask,
+)
 from shatter_tf.config import ACTIVATIONS, NORMALIZERS, PARTITIONS, ShatterConfig
 from shatter_tf.encoder import ShatterEncoderBlock
 from shatter_tf.partition import position_partition
@@ -203,3 +209,44 @@ def test_dropout_acts_on_the_one_map():
     first, second = layer(x, mask, f, training=True)[0], layer(x, mask, f, training=True)[0]
     assert np.any(first.numpy() != second.numpy())
     np.testing.assert_array_equal(layer(x, mask, f)[0], layer(x, mask, f)[0])
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize(("size", "choices"), [(4, {}), (5, dict(use_position_bias=False)), (11, {})])
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_blocks_of_queries_give_the_same_values_and_gradients(mask, size, choices, jit_compile):
+    layer = built(ShatterEncoderBlock, query_block_size=size, **choices)
+    x, packs = tf.constant(inputs()), tf.constant(MASKS[mask])
+
+    def value_and_gradients(*pairs):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            h, _ = layer(x, *pairs)
+            loss = tf.reduce_sum(tf.sin(h))
+        return [h, *tape.gradient(loss, [x, *layer.trainable_variables])]
+
+    in_blocks = tf.function(value_and_gradients, jit_compile=jit_compile)(packs)
+    at_once = value_and_gradients(same_document_mask(packs), position_partition(layer.config, L))
+    for expected, actual in zip(at_once, in_blocks, strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=2e-4)
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_a_block_drops_the_same_entries_in_the_backward_pass(jit_compile):
+    """The gradient of a sum by the values is what was read with: for values of ones, sum_i y_i itself."""
+    config = make_config(query_block_size=4, attention_dropout_rate=0.5, normalizer="none")
+    rng = np.random.default_rng(2)
+    query, x = (tf.constant(rng.normal(size=(B, L, D)), tf.float32) for _ in range(2))
+    value, packs = tf.ones([B, P, L, E]), tf.constant(MASKS["packed"])
+
+    @tf.function(jit_compile=jit_compile)
+    def read():
+        with tf.GradientTape() as tape:
+            tape.watch(value)
+            y = attend_in_blocks(config, query, None, x, value, packs, config.attention_dropout_rate)
+        return y, tape.gradient(y, value)
+
+    y, gradient = read()
+    other_y, _ = read()
+    assert np.any(y.numpy() != other_y.numpy())
+    np.testing.assert_allclose(tf.reduce_sum(y, axis=[1, 2]), tf.reduce_sum(gradient, axis=[1, 2, 3]), rtol=1e-4)

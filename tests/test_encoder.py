@@ -87,6 +87,21 @@ def test_output_range_gives_the_first_positions():
     np.testing.assert_allclose(part(batch())["sequence_output"], expected[:, :4], atol=1e-5)
 
 
+@pytest.mark.parametrize("output_range", [None, 4])
+def test_long_inputs_are_done_in_blocks_of_queries(output_range):
+    at_once = ShatterEncoder(small(output_range=output_range))
+    in_blocks = ShatterEncoder(small(output_range=output_range, query_block_size=5))
+    inputs = batch()
+    inputs["input_mask"][1, 8:] = 2
+    expected = at_once(inputs)
+    in_blocks(inputs)
+    in_blocks.set_weights(at_once.get_weights())
+    actual = in_blocks(inputs)
+    for key in ("sequence_output", "pooled_output"):
+        assert actual[key].shape == expected[key].shape
+        np.testing.assert_allclose(actual[key], expected[key], atol=1e-5)
+
+
 def test_static_shapes_stay_static():
     encoder = ShatterEncoder(small())
     spec = {key: tf.TensorSpec([2, 13], tf.int32) for key in batch()}

@@ -6,9 +6,14 @@ import reference
 import tensorflow as tf
 
 from shatter_tf.config import PARTITIONS, ShatterConfig
-from shatter_tf.partition import partition_table, position_partition, squash
+from shatter_tf.partition import position_partition, soft_partition, squash
 
 FAMILIES = pytest.mark.parametrize("family", PARTITIONS)
+
+
+def at_length(config, length):
+    """f_p of all relative positions in a row of `length` tokens, in order: [P, 2 length - 1]."""
+    return soft_partition(config, tf.range(1 - length, length)).numpy()
 
 
 def config(family, parts=6, scale=3.0):
@@ -26,24 +31,30 @@ def test_matches_the_oracle(family, parts):
 @FAMILIES
 @pytest.mark.parametrize("parts", [1, 2, 12])
 def test_parts_sum_to_one_and_are_not_negative_at_every_length(family, parts):
-    # A shorter table is the middle of the longest one, so one comparison covers every length up to 4096.
-    longest = partition_table(config(family, parts), 4096).numpy()
+    # A shorter row's is the middle of the longest one's, so one comparison covers every length up to 4096.
+    longest = at_length(config(family, parts), 4096)
     assert longest.min() >= 0
     np.testing.assert_allclose(longest.sum(axis=0), 1, atol=2e-6)
     for length in (1, 2, 3, 128, 129, 4095):
-        table = partition_table(config(family, parts), length).numpy()
+        table = at_length(config(family, parts), length)
         np.testing.assert_allclose(table, longest[:, 4096 - length : 4095 + length], rtol=1e-5, atol=1e-7)
 
 
 @FAMILIES
+def test_some_rows_are_a_part_of_all(family):
+    whole = position_partition(config(family), 11).numpy()
+    np.testing.assert_allclose(position_partition(config(family), 11, start=4, rows=3), whole[:, 4:7], rtol=1e-6)
+
+
+@FAMILIES
 def test_symmetric(family):
-    table = partition_table(config(family), 50).numpy()
+    table = at_length(config(family), 50)
     np.testing.assert_allclose(table, table[::-1, ::-1], atol=2e-6)
 
 
 def test_the_nearest_positions_fall_apart():
     # 8 parts and scale 2: the knots lie at |r| = 1/3, 3/2, 5 and infinity, on either side.
-    table = partition_table(config("linear", parts=8, scale=2.0), 6).numpy()
+    table = at_length(config("linear", parts=8, scale=2.0), 6)
     np.testing.assert_allclose(table[6, 10], 1, atol=1e-5)  # r = +5
     np.testing.assert_allclose(table[1, 0], 1, atol=1e-5)  # r = -5
     np.testing.assert_allclose(table[3:5, 5], 0.5, atol=1e-5)  # r = 0
