@@ -176,7 +176,9 @@ def _draw_curves(grid: Grid, best: dict, names: list[str], measured: dict, outpu
     axes[0].set(xlabel="steps", ylabel=f"validation {metric}")
     if by_time:
         axes[1].set(xlabel="minutes of training, at step times measured side by side")
-    axes[0].legend(fontsize=8, frameon=False)
+    figure.legend(
+        *axes[0].get_legend_handles_labels(), loc="upper center", bbox_to_anchor=(0.5, 0), ncols=2, fontsize=8
+    )
     _save(figure, os.path.join(output_dir, CURVES_FILE))
 
 
@@ -197,6 +199,6 @@ def _save(figure, path: str) -> None:
     from matplotlib import pyplot
 
     figure.tight_layout()
-    figure.savefig(path + ".incomplete", dpi=130, format="png")
+    figure.savefig(path + ".incomplete", dpi=130, format="png", bbox_inches="tight")
     os.replace(path + ".incomplete", path)
     pyplot.close(figure)
