@@ -193,19 +193,23 @@ def measure(args: argparse.Namespace, target: Machine | TpuCompiler, seq_length:
                 batch_size: models[name]["peak_bytes"],
                 other_batch_size: target.compile(name, params)["peak_bytes"],
             }
-            models[name]["largest_batch"] = largest_batch(peaks, args.memory_gb * 1e9)
+            rows = largest_batch(peaks, args.memory_gb * 1e9)
+            if rows is not None:
+                models[name]["largest_batch"] = rows
     for figures in models.values():
         figures["tokens_per_second"] = batch_size * seq_length / figures["step_seconds"]
         if args.train_steps:
             tokens = args.train_steps * args.global_batch_size * seq_length
             figures["training_days"] = tokens / figures["tokens_per_second"] / args.devices / 86_400
     shatter, rival = models["shatter"], models[args.compare]
-    ratio = {key: value / rival[key] for key, value in shatter.items() if rival[key]}
+    ratio = {key: value / rival[key] for key, value in shatter.items() if rival.get(key)}
     return dict(seq_length=seq_length, batch_size=batch_size, **models, ratio=ratio)
 
 
-def largest_batch(peaks: dict[int, int], memory: float) -> int:
+def largest_batch(peaks: dict[int, int], memory: float) -> int | None:
     """Returns how many rows fit `memory` bytes, by a straight line through the peaks at two batch sizes.
+
+    None if the peaks do not grow with the rows, as happens when weights are all there is.
 
     Example:
     >>> largest_batch({4: 1_400, 8: 1_800}, memory=3_050)
@@ -213,7 +217,7 @@ def largest_batch(peaks: dict[int, int], memory: float) -> int:
     """
     (rows, peak), (other_rows, other_peak) = peaks.items()
     per_row = (peak - other_peak) / (rows - other_rows)
-    return max(0, int((memory - (peak - rows * per_row)) // per_row))
+    return max(0, int((memory - (peak - rows * per_row)) // per_row)) if per_row > 0 else None
 
 
 # What the table shows of each figure, if it was measured: its name, and how a value is written.
@@ -240,7 +244,7 @@ def format_table(measurement: dict, rival: str) -> str:
     title = f"{measurement['batch_size']} x {measurement['seq_length']} tokens"
     lines = [f"{title:28}{'shatter':>14}{rival:>14}{'ratio':>8}"]
     for key, (name, written) in _ROWS.items():
-        if key in measurement["shatter"]:
+        if all(key in measurement[model] for model in ("shatter", rival)):
             ratio = measurement["ratio"].get(key)
             values = (written(measurement[model][key]) for model in ("shatter", rival))
             lines.append(f"{name:28}" + "".join(f"{v:>14}" for v in values) + (f"{ratio:8.2f}" if ratio else ""))
