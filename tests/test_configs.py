@@ -21,7 +21,7 @@ SHRUNK = ",".join(
 
 
 def test_the_files_that_users_are_told_of_exist():
-    names = {"pretrain_tiny", "pretrain_mini", "pretrain_small", "pretrain_base", "classify"}
+    names = {"pretrain_tiny", "pretrain_mini", "pretrain_small", "pretrain_base", "pretrain_long", "classify"}
     assert names <= {path.stem for path in CONFIGS}
 
 
