@@ -30,7 +30,6 @@ from shatter_tf.xla_memory import dump_buffers, newest_buffers
 # For each generation of TPU: floating-point operations of a core's matrix units in a cycle (four of 128 x 128
 # multipliers), and cycles a second. Source: Google Cloud's system architecture pages, 275 and 197 TFLOP/s a chip.
 _TPUS = {"v4": (4 * 128 * 128 * 2, 1.05e9), "v5e": (4 * 128 * 128 * 2, 1.5e9)}
-_CAVEAT = "the TPU compiler's estimate, from the step as a CPU would be given it; not a run on a TPU"
 _GIB = 2**30
 
 

@@ -48,7 +48,8 @@ def _parts(checkpoint: str) -> dict[str, set[str]]:
     return {child.local_name: keys(child.node_id, set()) for child in graph.nodes[0].children}
 
 
-def _count(variables) -> int:
+def count_parameters(variables) -> int:
+    """Returns how many numbers the variables hold."""
     return sum(int(variable.shape.num_elements()) for variable in variables)
 
 
@@ -92,11 +93,11 @@ def restore_pretrained(items: dict[str, tf_keras.layers.Layer], init_checkpoint:
         raise UserError(f"--init_checkpoint={checkpoint}: nothing in it fits this model ({', '.join(items)})")
     new = [variable for variable in model.variables if variable.ref() not in restored]
     unused = sorted(set(stored) - set(names) - {"model", "optimizer", "global_step", "save_counter"})
-    weights = _count(ref.deref() for ref in restored)
+    weights, others = count_parameters(ref.deref() for ref in restored), count_parameters(new)
     heads = sorted({variable.name.split("/")[0] for variable in new})
     print(
         f"restored from {checkpoint}: {', '.join(names)} ({len(restored)} variables, {weights:,} numbers); "
-        f"new: {len(new)} variables, {_count(new):,} numbers{' (' + ', '.join(heads) + ')' if heads else ''}; "
+        f"new: {len(new)} variables, {others:,} numbers{' (' + ', '.join(heads) + ')' if heads else ''}; "
         f"not used: {', '.join(unused) or 'nothing'}",
         flush=True,
     )

@@ -41,6 +41,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import threading
 import time
 
 from shatter_tf.command_line import UserError, nearest, quieten_logging, run
@@ -52,6 +53,8 @@ _GRID_KEYS = (
 )
 _SEED = "task.train_data.seed"
 _LEARNING_RATE = "trainer.optimizer_config.learning_rate.polynomial.initial_learning_rate"
+
+_stopped = threading.Event()  # set by SIGTERM
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,9 +219,13 @@ def _call(command: list[str], job: Job, log_path: str) -> None:
     with open(log_path, "a", encoding="utf8") as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
         try:
-            code = process.wait()
+            while process.poll() is None and not _stopped.wait(0.1):
+                pass
         finally:  # however this process ends, the run does not go on without it
             process.terminate()
+            code = process.wait()
+    if _stopped.is_set():
+        sys.exit(143)
     if code:
         with open(log_path, encoding="utf8") as log:
             last = (log.read().strip().splitlines() or ["it said nothing"])[-1]
@@ -242,8 +249,9 @@ def main(argv: list[str]) -> None:
     from shatter_tf.training_step import TrainingStep, measure
 
     quieten_logging()
-    # So that a terminated comparison takes its current run with it.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    # So that a terminated comparison takes its current run with it. An exception would not do: where the signal
+    # interrupts a destructor, Python drops it.
+    signal.signal(signal.SIGTERM, lambda *_: _stopped.set())
     grid = read_grid(args.grid, args.data_dir)
     prepared = {job.key: prepare_job(grid, job, args.output_dir) for job in grid.jobs}
 

@@ -11,7 +11,7 @@ from official.core import base_trainer, task_factory, train_utils
 from official.modeling import performance
 
 from shatter_tf import model_dir as model_dirs
-from shatter_tf.checkpoints import checkpoint_step, latest_checkpoint
+from shatter_tf.checkpoints import checkpoint_step, count_parameters, latest_checkpoint
 from shatter_tf.command_line import UserError
 from shatter_tf.data.shards import Corpus
 from shatter_tf.model_dir import Run
@@ -168,7 +168,7 @@ class Session:
 
     @property
     def parameters(self) -> int:
-        return sum(int(v.shape.num_elements()) for v in self.trainer.model.trainable_variables)
+        return count_parameters(self.trainer.model.trainable_variables)
 
     def describe(self) -> str:
         replicas = self.trainer.strategy.num_replicas_in_sync

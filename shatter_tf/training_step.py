@@ -11,6 +11,7 @@ from official.core import config_definitions as cfg
 from official.core import task_factory
 from tensorflow.compiler.xla.service import hlo_pb2
 
+from shatter_tf.checkpoints import count_parameters
 from shatter_tf.trainer import set_precision
 
 
@@ -66,7 +67,7 @@ class TrainingStep:
 
     @property
     def parameters(self) -> int:
-        return sum(int(v.shape.num_elements()) for v in self.model.trainable_variables)
+        return count_parameters(self.model.trainable_variables)
 
     def hlo(self) -> hlo_pb2.HloModuleProto:
         """Returns what is handed to XLA: the step before any optimisation, the same for every device."""
