@@ -63,18 +63,18 @@ def attention_scores(
 ) -> tf.Tensor:
     """Returns s_ij = q_i . x_j / sqrt(D) + sum_p f_p(j - i) b_ip as float32 [B, L, M].
 
-    Args:
-      query: q, [B, L, D] in the compute dtype.
-      x: the layer's input, [B, M, D] in the compute dtype.
-      position_bias: b, [B, L, P] in the compute dtype, or None for no such term.
-      partition: f, float32 [P, L, M].
+    Args, all in the compute dtype:
+      query: q, [B, L, D].
+      x: the layer's input, [B, M, D].
+      position_bias: b, [B, L, P], or None for no such term.
+      partition: f, [P, L, M].
 
     Source: Shatter drops the key projection because, with one head, the query and key matrices are one bilinear form.
     """
-    scores = tf.cast(tf.matmul(query, x, transpose_b=True), tf.float32) / math.sqrt(x.shape[-1])
+    scores = tf.matmul(query / math.sqrt(x.shape[-1]), x, transpose_b=True)
     if position_bias is not None:
-        scores += tf.einsum("BLP,PLM->BLM", tf.cast(position_bias, tf.float32), partition)
-    return scores
+        scores += tf.einsum("BLP,PLM->BLM", position_bias, partition)
+    return tf.cast(scores, tf.float32)
 
 
 def attention_map(scores: tf.Tensor, mask: tf.Tensor, activation: str, normalizer: str) -> tf.Tensor:
@@ -104,28 +104,28 @@ def attention_map(scores: tf.Tensor, mask: tf.Tensor, activation: str, normalize
 
 
 def part_scale(attention: tf.Tensor, partition: tf.Tensor) -> tf.Tensor:
-    """Returns 1 / n_ip = 1 / (sum_j f_p(j - i) a_ij + 0.01), float32 [B, L, P]: each part's own normaliser.
+    """Returns 1 / n_ip = 1 / (sum_j f_p(j - i) a_ij + 0.01), [B, L, P]: each part's own normaliser.
 
-    Args:
-      attention: a, float32 [B, L, M].
-      partition: f, float32 [P, L, M].
+    Args, in the compute dtype as the result is:
+      attention: a, [B, L, M].
+      partition: f, [P, L, M].
 
     Source: ours. Near parts hold a token or two, far ones dozens: divided by one n_i, what is read from the near
     ones would start a tenth as loud as what is read from the far ones.
     """
-    return 1.0 / (tf.einsum("BLM,PLM->BLP", attention, partition) + PART_EPSILON)
+    total = tf.cast(tf.einsum("BLM,PLM->BLP", attention, partition), tf.float32)
+    return tf.cast(1.0 / (total + PART_EPSILON), attention.dtype)
 
 
 def part_values(attention: tf.Tensor, partition: tf.Tensor, value: tf.Tensor) -> tf.Tensor:
-    """Returns concat_p sum_j f_p(j - i) a_ij v_jp as [B, L, D] in the dtype of `value`.
+    """Returns concat_p sum_j f_p(j - i) a_ij v_jp as [B, L, D].
 
-    Args:
+    Args, in the compute dtype as the result is:
       attention: a, [B, L, M].
       partition: f, [P, L, M].
-      value: v, [B, P, M, E] in the compute dtype.
+      value: v, [B, P, M, E].
     """
-    weights = tf.cast(attention, value.dtype)[:, tf.newaxis] * tf.cast(partition, value.dtype)
-    parts = tf.einsum("BPLM,BPME->BLPE", weights, value)
+    parts = tf.einsum("BPLM,BPME->BLPE", attention[:, tf.newaxis] * partition, value)
     return tf.reshape(parts, [tf.shape(parts)[0], tf.shape(parts)[1], value.shape[1] * value.shape[3]])
 
 
@@ -145,15 +145,19 @@ def attend(
       config: supplies the activation and the normaliser.
       query, position_bias: q and b of `attention_scores`.
       x, value: what is attended to, [B, M, D], and its values, [B, P, M, E].
-      mask, partition: m, bool [B, L, M], and f, float32 [P, L, M].
-      dropout: takes the map in the compute dtype, and returns it with some entries zero.
+      mask, partition: m, bool [B, L, M], and f, [P, L, M] of any float dtype.
+      dropout: takes the map in the compute dtype, and returns it with some entries zero. A part's normaliser counts
+        what is left: its mean is over the tokens that were not dropped.
     """
+    partition = tf.cast(partition, x.dtype)
     scores = attention_scores(query, x, position_bias, partition)
     attention = attention_map(scores, mask, config.attention_activation, config.normalizer)
-    y = part_values(dropout(tf.cast(attention, x.dtype)), partition, value)
+    kept = dropout(tf.cast(attention, x.dtype))
+    y = part_values(kept, partition, value)
     if config.normalizer == "part_row_sum":
-        scale = tf.cast(part_scale(attention, partition), y.dtype)
-        y *= tf.repeat(scale, config.hidden_size // config.num_parts, axis=-1)
+        # Each part's scale, repeated over its width by a matrix product: accelerators are slow at splitting an axis.
+        repeat = tf.repeat(tf.eye(config.num_parts, dtype=y.dtype), config.hidden_size // config.num_parts, axis=1)
+        y *= tf.matmul(part_scale(kept, partition), repeat)
     return y, attention
 
 
@@ -216,7 +220,7 @@ class ShatterAttention(tf_keras.layers.Layer):
     Inputs, called as `layer(x, mask, partition)`, or as `layer(x, packs)` for the same in blocks:
       x: [B, M, D].
       mask: bool [B, L, M]; see `same_document_mask`. L < M computes the first L positions alone.
-      partition: float32 [P, L, M]; see `partition.position_partition`.
+      partition: [P, L, M] of any float dtype; see `partition.position_partition`.
       packs: int32 [B, M] document numbers; see `attend_in_blocks`, which needs a static length.
 
     Returns:
@@ -235,7 +239,6 @@ class ShatterAttention(tf_keras.layers.Layer):
     """
 
     def __init__(self, config: ShatterConfig, **kwargs):
-        # Positions and the partition arrive as float32 and must stay so under a bfloat16 policy.
         super().__init__(autocast=False, **kwargs)
         self.config = as_config(config)
         width, parts = self.config.hidden_size, self.config.num_parts

@@ -167,13 +167,13 @@ class ShatterEncoder(tf_keras.layers.Layer):
         if self._in_query_blocks(word_ids.shape[1]):
             pairs = (packs,)
         else:
-            pairs = (same_document_mask(packs), position_partition(self.config, length))
+            pairs = (same_document_mask(packs), self._partition(length))
         outputs, attention_scores = [], []
         for block in self.blocks:
             if block is last and self.config.output_range is not None:
                 query_packs = packs[:, : self.config.output_range]
                 rows = query_packs.shape[1] or tf.shape(query_packs)[1]
-                pairs = (same_document(query_packs, packs), position_partition(self.config, length, rows=rows))
+                pairs = (same_document(query_packs, packs), self._partition(length, rows))
             h, attention = block(h, *pairs)
             outputs.append(h)
             if self.config.return_attention_scores:
@@ -187,6 +187,10 @@ class ShatterEncoder(tf_keras.layers.Layer):
         if self.config.return_attention_scores:
             result["attention_scores"] = attention_scores
         return result
+
+    def _partition(self, length, rows=None) -> tf.Tensor:
+        """Returns the partition that blocks share, in the dtype they use it in, so that none casts it again."""
+        return tf.cast(position_partition(self.config, length, rows=rows), self.compute_dtype)
 
     def _in_query_blocks(self, length: Optional[int]) -> bool:
         """Whether a sequence of this static length is too long for its attention maps to be held at once."""

@@ -87,7 +87,7 @@ def compile_for(path: str, topology: str, text_path: str | None = None) -> dict:
     """Compiles the module in a file for one device of a topology such as v4:2x2x1; returns what is printed."""
     # No asking of a cloud's metadata server, and no devices but the described ones.
     os.environ.update(TPU_SKIP_MDS_QUERY="1", JAX_PLATFORMS="cpu", TPU_LOG_DIR="disabled")
-    os.environ.update(TPU_WORKER_HOSTNAMES="localhost")
+    os.environ.update(TPU_WORKER_HOSTNAMES="localhost", ALLOW_MULTIPLE_LIBTPU_LOAD="1")
     import jax
     import jaxlib
     import libtpu
