@@ -11,14 +11,14 @@ Letters, in formulas, shapes and einsums alike:
 """
 
 import math
-from collections.abc import Callable
 from typing import Optional
 
 import tensorflow as tf
 import tf_keras
 
 from shatter_tf.config import ShatterConfig
-from shatter_tf.partition import position_partition
+from shatter_tf.dropout import dropout, random_keys
+from shatter_tf.partition import far_parts, soft_partition
 
 # Keeps the normaliser of a fully masked row finite, and far below one unmasked entry of any useful size.
 EPSILON = 1e-6
@@ -103,20 +103,6 @@ def attention_map(scores: tf.Tensor, mask: tf.Tensor, activation: str, normalize
     return attention
 
 
-def part_scale(attention: tf.Tensor, partition: tf.Tensor) -> tf.Tensor:
-    """Returns 1 / n_ip = 1 / (sum_j f_p(j - i) a_ij + 0.01), [B, L, P]: each part's own normaliser.
-
-    Args, in the compute dtype as the result is:
-      attention: a, [B, L, M].
-      partition: f, [P, L, M].
-
-    Source: ours. Near parts hold a token or two, far ones dozens: divided by one n_i, what is read from the near
-    ones would start a tenth as loud as what is read from the far ones.
-    """
-    total = tf.cast(tf.einsum("BLM,PLM->BLP", attention, partition), tf.float32)
-    return tf.cast(1.0 / (total + PART_EPSILON), attention.dtype)
-
-
 def part_values(attention: tf.Tensor, partition: tf.Tensor, value: tf.Tensor) -> tf.Tensor:
     """Returns concat_p sum_j f_p(j - i) a_ij v_jp as [B, L, D].
 
@@ -129,6 +115,27 @@ def part_values(attention: tf.Tensor, partition: tf.Tensor, value: tf.Tensor) ->
     return tf.reshape(parts, [tf.shape(parts)[0], tf.shape(parts)[1], value.shape[1] * value.shape[3]])
 
 
+def part_totals(attention: tf.Tensor, partition: tf.Tensor) -> tf.Tensor:
+    """Returns sum_j f_p(j - i) a_ij, [B, L, P]; arguments as for `part_values`."""
+    return tf.einsum("BLM,PLM->BLP", attention, partition)
+
+
+def normalize_parts(y: tf.Tensor, totals: tf.Tensor) -> tf.Tensor:
+    """Returns y_ip / n_ip with n_ip = sum_j f_p(j - i) a_ij + 0.01: each part's own normaliser.
+
+    Args, in the compute dtype as the result is:
+      y: [B, L, D], part after part.
+      totals: [B, L, P], see `part_totals`.
+
+    Source: ours. Near parts hold a token or two, far ones dozens: divided by one n_i, what is read from the near
+    ones would start a tenth as loud as what is read from the far ones.
+    """
+    scale = tf.cast(1.0 / (tf.cast(totals, tf.float32) + PART_EPSILON), y.dtype)
+    # Repeated over the width of a part by a matrix product: accelerators are slow at splitting an axis.
+    parts, width = totals.shape[-1], y.shape[-1]
+    return y * tf.matmul(scale, tf.repeat(tf.eye(parts, dtype=y.dtype), width // parts, axis=1))
+
+
 def attend(
     config: ShatterConfig,
     query: tf.Tensor,
@@ -137,7 +144,7 @@ def attend(
     value: tf.Tensor,
     mask: tf.Tensor,
     partition: tf.Tensor,
-    dropout: Callable[[tf.Tensor], tf.Tensor],
+    dropout_keys: Optional[tf.Tensor],
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns what is read, y, [B, L, D] in the compute dtype, and the attention map, float32 [B, L, M].
 
@@ -146,18 +153,16 @@ def attend(
       query, position_bias: q and b of `attention_scores`.
       x, value: what is attended to, [B, M, D], and its values, [B, P, M, E].
       mask, partition: m, bool [B, L, M], and f, [P, L, M] of any float dtype.
-      dropout: takes the map in the compute dtype, and returns it with some entries zero. A part's normaliser counts
-        what is left: its mean is over the tokens that were not dropped.
+      dropout_keys: see `dropout.dropout`. A part's normaliser counts what is left: its mean is over the tokens that
+        were not dropped.
     """
     partition = tf.cast(partition, x.dtype)
     scores = attention_scores(query, x, position_bias, partition)
     attention = attention_map(scores, mask, config.attention_activation, config.normalizer)
-    kept = dropout(tf.cast(attention, x.dtype))
+    kept = dropout(tf.cast(attention, x.dtype), config.attention_dropout_rate, dropout_keys)
     y = part_values(kept, partition, value)
     if config.normalizer == "part_row_sum":
-        # Each part's scale, repeated over its width by a matrix product: accelerators are slow at splitting an axis.
-        repeat = tf.repeat(tf.eye(config.num_parts, dtype=y.dtype), config.hidden_size // config.num_parts, axis=1)
-        y *= tf.matmul(part_scale(kept, partition), repeat)
+        y = normalize_parts(y, part_totals(kept, partition))
     return y, attention
 
 
@@ -168,48 +173,87 @@ def attend_in_blocks(
     x: tf.Tensor,
     value: tf.Tensor,
     packs: tf.Tensor,
-    dropout_rate: float,
+    dropout_keys: Optional[tf.Tensor],
 ) -> tf.Tensor:
     """Returns what `attend` reads, a block of `config.query_block_size` queries at a time.
 
-    A block's map, mask and partition are worked out when it is its turn, and again in the backward pass, so the memory
-    they take does not grow with the length.
+    A block's maps, masks and partitions are worked out when it is its turn, and again in the backward pass, so the
+    memory they take does not grow with the length. Where the far keys of a block are of a few parts (see `far_parts`),
+    only the keys around the block are read by all parts, and the others by those few.
 
     Args:
       config, query, position_bias, x, value: as for `attend`; the length must be static, and all positions are queries.
       packs: document numbers, int32 [B, L]; see `same_document_mask`.
-      dropout_rate: of the attention map.
+      dropout_keys: see `dropout.dropout`; the same entries are dropped as by `attend`.
     """
-    length, size = x.shape[1], config.query_block_size
-    number = -(-length // size)
-    # The backward pass must drop what the forward pass dropped.
-    seed = tf.random.uniform([2], maxval=tf.int32.max, dtype=tf.int32)
-
-    def split(t: tf.Tensor) -> tf.Tensor:
-        """Cuts [B, L, K] into [number, B, size, K]; the last block is filled up with zeros."""
-        t = tf.pad(t, [[0, 0], [0, number * size - length], [0, 0]])
-        return tf.transpose(tf.reshape(t, [-1, number, size, t.shape[-1]]), [1, 0, 2, 3])
+    length, size, num_parts = x.shape[1], config.query_block_size, config.num_parts
+    starts, all_parts = list(range(0, length, size)), list(range(num_parts))
+    distance, few_parts = far_parts(config)
+    window = size + 2 * distance
+    # A normaliser for all parts needs all of a row at once.
+    per_part = config.attention_activation == "sigmoid" and config.normalizer in ("none", "part_row_sum")
+    split_keys = per_part and distance > 0 and window < length
 
     @tf.recompute_grad
-    def attend_block(start, query_packs, packs, seed, x, value, query, position_bias=None):
+    def attend_block(block, packs, x, value):
         # Every tensor is an argument: what is computed again must not reach for others.
-        def dropout(attention):
-            if not dropout_rate:
-                return attention
-            return tf.nn.experimental.stateless_dropout(attention, dropout_rate, seed=seed + start)
+        query_packs = block["packs"][:, :, 0]
 
-        mask = same_document(query_packs[:, :, 0], packs)
-        partition = position_partition(config, length, start, size)
-        return attend(config, query, position_bias, x, value, mask, partition, dropout)[0]
+        def read(keys, key_packs, x, value, parts, keep):
+            i, j = (block["start"] + tf.range(size))[:, tf.newaxis], keys[tf.newaxis, :]
+            f = tf.cast(soft_partition(config, j - i, parts), x.dtype)
+            bias = tf.gather(block["position_bias"], parts, axis=-1) if position_bias is not None else None
+            mask = tf.logical_and(same_document(query_packs, key_packs), keep)
+            scores = attention_scores(block["query"], x, bias, f)
+            attention = attention_map(scores, mask, config.attention_activation, config.normalizer)
+            kept = tf.cast(attention, x.dtype)
+            kept = dropout(kept, config.attention_dropout_rate, block.get("dropout_keys"), i * length + j)
+            return part_values(kept, f, value), part_totals(kept, f)
 
-    rows = [packs[:, :, tf.newaxis], query] + ([] if position_bias is None else [position_bias])
+        def spread(t):
+            """Puts the few parts, [B, size, few K], in their places among all, [B, size, P K]."""
+            half = t.shape[-1] // 2
+            missing = t.shape[-1] // len(few_parts) * num_parts - half
+            left, right = tf.pad(t[..., :half], [[0, 0], [0, 0], [0, missing]]), t[..., half:]
+            return left + tf.pad(right, [[0, 0], [0, 0], [missing, 0]])
+
+        keys = tf.range(length)
+        if split_keys:
+            near = block["first_key"] + tf.range(window)
+            y, totals = read(near, block["near_packs"], block["near_x"], block["near_value"], all_parts, True)
+            outside = tf.logical_or(keys < near[0], keys > near[-1])
+            far_value = tf.gather(value, few_parts, axis=1)
+            far_y, far_totals = read(keys, packs, x, far_value, few_parts, outside)
+            y, totals = y + spread(far_y), totals + spread(far_totals)
+        else:
+            y, totals = read(keys, packs, x, value, all_parts, True)
+        return normalize_parts(y, totals) if config.normalizer == "part_row_sum" else y
+
+    def queries(t: tf.Tensor) -> tf.Tensor:
+        """Cuts [B, L, K] into [blocks, B, size, K]; the last block is filled up with zeros."""
+        t = tf.pad(t, [[0, 0], [0, len(starts) * size - length], [0, 0]])
+        return tf.transpose(tf.reshape(t, [-1, len(starts), size, t.shape[-1]]), [1, 0, 2, 3])
+
+    blocks = dict(start=tf.constant(starts), packs=queries(packs[:, :, tf.newaxis]), query=queries(query))
+    if position_bias is not None:
+        blocks["position_bias"] = queries(position_bias)
+    if dropout_keys is not None:
+        blocks["dropout_keys"] = tf.repeat(dropout_keys[tf.newaxis], len(starts), axis=0)
+    if split_keys:
+        first_keys = [min(max(start - distance, 0), length - window) for start in starts]
+        blocks.update(
+            first_key=tf.constant(first_keys),
+            near_packs=tf.stack([packs[:, first : first + window] for first in first_keys]),
+            near_x=tf.stack([x[:, first : first + window] for first in first_keys]),
+            near_value=tf.stack([value[:, :, first : first + window] for first in first_keys]),
+        )
     y = tf.map_fn(
-        lambda block: attend_block(*block[:2], packs, seed, x, value, *block[2:]),
-        (tf.range(number) * size, *(split(t) for t in rows)),
+        lambda block: attend_block(block, packs, x, value),
+        blocks,
         fn_output_signature=tf.TensorSpec([None, size, config.hidden_size], x.dtype),
         parallel_iterations=1,  # one block's memory at a time
     )
-    y = tf.reshape(tf.transpose(y, [1, 0, 2, 3]), [-1, number * size, config.hidden_size])
+    y = tf.reshape(tf.transpose(y, [1, 0, 2, 3]), [-1, len(starts) * size, config.hidden_size])
     return y[:, :length]
 
 
@@ -217,11 +261,12 @@ def attend_in_blocks(
 class ShatterAttention(tf_keras.layers.Layer):
     """Shatter's self-attention (the equations at the top of this file) as a Keras layer.
 
-    Inputs, called as `layer(x, mask, partition)`, or as `layer(x, packs)` for the same in blocks:
+    Inputs, called as `layer(x, mask, partition, dropout_keys)`, or as `layer(x, packs, …)` for the same in blocks:
       x: [B, M, D].
       mask: bool [B, L, M]; see `same_document_mask`. L < M computes the first L positions alone.
       partition: [P, L, M] of any float dtype; see `partition.position_partition`.
       packs: int32 [B, M] document numbers; see `attend_in_blocks`, which needs a static length.
+      dropout_keys: uint32 [B]; see `dropout.dropout`. Without them, training draws keys of its own.
 
     Returns:
       ([B, L, D] in the compute dtype, the attention map before dropout as float32 [B, L, M], or None in blocks).
@@ -251,7 +296,6 @@ class ShatterAttention(tf_keras.layers.Layer):
         self.output_projection: Optional[tf_keras.layers.Layer] = None
         if self.config.use_output_projection:
             self.output_projection = self._dense("BLD,DK->BLK", (None, width), "K", "output_projection")
-        self.attention_dropout = tf_keras.layers.Dropout(self.config.attention_dropout_rate, name="attention_dropout")
 
     def _dense(self, equation, output_shape, bias_axes, name):
         initializer = tf_keras.initializers.TruncatedNormal(stddev=self.config.initializer_range)
@@ -259,16 +303,17 @@ class ShatterAttention(tf_keras.layers.Layer):
             equation, output_shape, bias_axes=bias_axes, kernel_initializer=initializer, name=name
         )
 
-    def call(self, x, mask, partition=None, training=None):
+    def call(self, x, mask, partition=None, dropout_keys=None, training=None):
         x = tf.cast(x, self.compute_dtype)
+        if training and dropout_keys is None:
+            dropout_keys = random_keys(tf.shape(x)[0])
         queries = query_positions(x, mask)
         position_bias = self.position_bias(queries) if self.position_bias else None
         operands = (self.config, self.query(queries), position_bias, x, self.value(x))
         if partition is None:
-            dropout_rate = self.config.attention_dropout_rate if training else 0.0
-            y, attention = attend_in_blocks(*operands, mask, dropout_rate), None
+            y, attention = attend_in_blocks(*operands, mask, dropout_keys), None
         else:
-            y, attention = attend(*operands, mask, partition, self.attention_dropout)
+            y, attention = attend(*operands, mask, partition, dropout_keys)
         if self.output_projection is not None:
             y = self.output_projection(y)
         return y, attention

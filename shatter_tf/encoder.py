@@ -4,6 +4,7 @@ post-norm:  h <- LN(h + attention(h));      h <- LN(h + feed_forward(h))
 pre-norm:   h <- h + attention(LN(h));      h <- h + feed_forward(LN(h));      LN after the last block
 """
 
+import random
 from typing import Optional
 
 import tensorflow as tf
@@ -13,6 +14,7 @@ from official.nlp.modeling import layers
 
 from shatter_tf.attention import ShatterAttention, as_config, query_positions, same_document, same_document_mask
 from shatter_tf.config import ShatterConfig
+from shatter_tf.dropout import dropout, random_keys, row_keys, site_keys
 from shatter_tf.partition import position_partition
 
 
@@ -32,9 +34,10 @@ def _mean_of_tokens(h: tf.Tensor, input_mask: tf.Tensor) -> tf.Tensor:
 class ShatterEncoderBlock(tf_keras.layers.Layer):
     """Attention and feed-forward with residuals and layer normalisation, before or after each.
 
-    Inputs, called as `block(h, mask, partition)`, or as `block(h, packs)` for attention in blocks of queries:
+    Inputs, called as `block(h, mask, partition, dropout_keys)`, or as `block(h, packs, …)` for attention in blocks of
+    queries:
       h: [B, M, D].
-      mask, partition, packs: as for ShatterAttention.
+      mask, partition, packs, dropout_keys: as for ShatterAttention.
 
     Returns:
       ([B, L, D] in the compute dtype, the attention map as float32 [B, L, M], or None in blocks of queries).
@@ -63,19 +66,22 @@ class ShatterEncoderBlock(tf_keras.layers.Layer):
             config.hidden_size, kernel_initializer=tf_utils.clone_initializer(initializer), name="output"
         )
         self.output_layer_norm = _layer_norm("output_layer_norm")
-        self.dropout = tf_keras.layers.Dropout(config.dropout_rate)
 
-    def call(self, h, mask, partition=None):
+    def call(self, h, mask, partition=None, dropout_keys=None, training=None):
         h = tf.cast(h, self.compute_dtype)
-        norm_first = self.config.norm_first
+        norm_first, rate = self.config.norm_first, self.config.dropout_rate
+        if training and dropout_keys is None:
+            dropout_keys = random_keys(tf.shape(h)[0])
+        keys = [None if dropout_keys is None else site_keys(dropout_keys, site) for site in range(3)]
 
-        y, attention = self.attention(self.attention_layer_norm(h) if norm_first else h, mask, partition)
-        h = query_positions(h, mask) + self.dropout(y)
+        x = self.attention_layer_norm(h) if norm_first else h
+        y, attention = self.attention(x, mask, partition, keys[0])
+        h = query_positions(h, mask) + dropout(y, rate, keys[1])
         if not norm_first:
             h = tf.cast(self.attention_layer_norm(h), self.compute_dtype)
 
         y = self.output_dense(self.intermediate(self.output_layer_norm(h) if norm_first else h))
-        h = h + self.dropout(y)
+        h = h + dropout(y, rate, keys[2])
         if not norm_first:
             h = tf.cast(self.output_layer_norm(h), self.compute_dtype)
         return h, attention
@@ -131,7 +137,6 @@ class ShatterEncoder(tf_keras.layers.Layer):
             name="type_embeddings",
         )
         self.embeddings_layer_norm = _layer_norm("embeddings_layer_norm")
-        self.embeddings_dropout = tf_keras.layers.Dropout(config.dropout_rate)
         self.blocks = [ShatterEncoderBlock(config, name=f"block_{i}") for i in range(config.num_layers)]
         self.final_layer_norm = _layer_norm("final_layer_norm") if config.norm_first else None
         self.pooler = None
@@ -147,7 +152,19 @@ class ShatterEncoder(tf_keras.layers.Layer):
             for name in ("input_word_ids", "input_mask", "input_type_ids")
         }
 
-    def call(self, inputs):
+        # What is dropped follows from these two: the seed of the process, and how many batches were trained on.
+        self._dropout_seed = random.randrange(2**31)
+        self._batches = self.add_weight(
+            "batches",
+            shape=(),
+            dtype=tf.int64,
+            initializer="zeros",
+            trainable=False,
+            synchronization=tf.VariableSynchronization.ON_READ,
+            aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
+        )
+
+    def call(self, inputs, training=None):
         word_ids = inputs["input_word_ids"]
         if word_ids.shape[1] is not None and word_ids.shape[1] > self.config.max_sequence_length:
             raise ValueError(
@@ -161,7 +178,8 @@ class ShatterEncoder(tf_keras.layers.Layer):
             h += self.type_embeddings(inputs["input_type_ids"])
         else:
             h += self.type_embeddings(tf.zeros_like(word_ids))
-        h = self.embeddings_dropout(tf.cast(self.embeddings_layer_norm(h), self.compute_dtype))
+        keys = self._dropout_keys(tf.shape(word_ids)[0]) if training else None
+        h = dropout(tf.cast(self.embeddings_layer_norm(h), self.compute_dtype), self.config.dropout_rate, keys)
 
         packs, last = inputs["input_mask"], self.blocks[-1]
         if self._in_query_blocks(word_ids.shape[1]):
@@ -169,12 +187,12 @@ class ShatterEncoder(tf_keras.layers.Layer):
         else:
             pairs = (same_document_mask(packs), self._partition(length))
         outputs, attention_scores = [], []
-        for block in self.blocks:
+        for i, block in enumerate(self.blocks):
             if block is last and self.config.output_range is not None:
                 query_packs = packs[:, : self.config.output_range]
                 rows = query_packs.shape[1] or tf.shape(query_packs)[1]
                 pairs = (same_document(query_packs, packs), self._partition(length, rows))
-            h, attention = block(h, *pairs)
+            h, attention = block(h, *pairs, dropout_keys=None if keys is None else site_keys(keys, i))
             outputs.append(h)
             if self.config.return_attention_scores:
                 attention_scores.append(attention[:, tf.newaxis])
@@ -187,6 +205,11 @@ class ShatterEncoder(tf_keras.layers.Layer):
         if self.config.return_attention_scores:
             result["attention_scores"] = attention_scores
         return result
+
+    def _dropout_keys(self, batch_size) -> Optional[tf.Tensor]:
+        if not self.config.dropout_rate and not self.config.attention_dropout_rate:
+            return None
+        return row_keys(self._dropout_seed, self._batches.assign_add(1), batch_size)
 
     def _partition(self, length, rows=None) -> tf.Tensor:
         """Returns the partition that blocks share, in the dtype they use it in, so that none casts it again."""

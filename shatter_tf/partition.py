@@ -5,6 +5,8 @@ positions finely and far ones coarsely. Everything here is float32: bfloat16 can
 """
 
 import math
+from collections.abc import Sequence
+from typing import Optional
 
 import tensorflow as tf
 
@@ -32,25 +34,27 @@ def squash(r: tf.Tensor, scale: float) -> tf.Tensor:
     return 0.5 * (1.0 + r / (tf.abs(r) + scale))
 
 
-def linear(t: tf.Tensor, num_parts: int) -> tf.Tensor:
+def linear(t: tf.Tensor, num_parts: int, parts: Optional[Sequence[int]] = None) -> tf.Tensor:
     """Piecewise-linear hats on P equidistant knots: f_p(t) = max(0, 1 - |t (P - 1) - p|). Source: ours.
 
     Args:
       t: squashed positions in [0, 1], float32, shape S.
       num_parts: P.
+      parts: the p to return; all, if left out.
 
     Returns:
-      float32 [P, *S]; at most two parts are non-zero at any t.
+      float32 [parts, *S]; at most two parts are non-zero at any t.
 
     Example:
     >>> linear(tf.constant([0.0, 0.25, 1.0]), 3).numpy().tolist()
     [[1.0, 0.5, 0.0], [0.0, 0.5, 0.0], [0.0, 0.0, 1.0]]
     """
-    knots = tf.reshape(tf.range(num_parts, dtype=tf.float32), [num_parts] + [1] * t.shape.rank)
+    parts = range(num_parts) if parts is None else parts
+    knots = tf.reshape(tf.constant(list(parts), tf.float32), [-1] + [1] * t.shape.rank)
     return tf.nn.relu(1.0 - tf.abs(t * (num_parts - 1.0) - knots))
 
 
-def bernstein(t: tf.Tensor, num_parts: int) -> tf.Tensor:
+def bernstein(t: tf.Tensor, num_parts: int, parts: Optional[Sequence[int]] = None) -> tf.Tensor:
     """Bernstein polynomials of degree P - 1: f_p(t) = C(P-1, p) t^p (1 - t)^(P-1-p).
 
     The paper partitions by polynomials of the relative position; these are the natural ones that are non-negative and
@@ -59,27 +63,30 @@ def bernstein(t: tf.Tensor, num_parts: int) -> tf.Tensor:
     Args:
       t: squashed positions in [0, 1], float32, shape S.
       num_parts: P.
+      parts: the p to return; all, if left out.
 
     Returns:
-      float32 [P, *S].
+      float32 [parts, *S].
 
     Example:
     >>> bernstein(tf.constant([0.0, 0.5]), 3).numpy().tolist()
     [[1.0, 0.25], [0.0, 0.5], [0.0, 0.25]]
     """
     degree = num_parts - 1
-    return tf.stack([math.comb(degree, p) * t**p * (1.0 - t) ** (degree - p) for p in range(num_parts)])
+    parts = range(num_parts) if parts is None else parts
+    return tf.stack([math.comb(degree, p) * t**p * (1.0 - t) ** (degree - p) for p in parts])
 
 
 FAMILIES = {"linear": linear, "bernstein": bernstein}
 
 
-def soft_partition(config: ShatterConfig, r: tf.Tensor) -> tf.Tensor:
-    """Returns f_p(r), float32 [P, *S], of relative positions r in tokens, of any shape S and real dtype.
+def soft_partition(config: ShatterConfig, r: tf.Tensor, parts: Optional[Sequence[int]] = None) -> tf.Tensor:
+    """Returns f_p(r), float32 [parts, *S], of relative positions r in tokens, of any shape S and real dtype.
 
     Args:
       config: supplies the family, the squashing's scale and P.
       r: relative positions j - i.
+      parts: the p to return; all, if left out.
 
     Example:
     >>> config = ShatterConfig(hidden_size=8, num_parts=4)
@@ -89,7 +96,29 @@ def soft_partition(config: ShatterConfig, r: tf.Tensor) -> tf.Tensor:
     >>> float(tf.reduce_max(tf.abs(tf.reduce_sum(f, axis=0) - 1.0))) < 1e-6
     True
     """
-    return FAMILIES[config.partition](squash(r, config.squashing_scale), config.num_parts)
+    return FAMILIES[config.partition](squash(r, config.squashing_scale), config.num_parts, parts)
+
+
+def far_parts(config: ShatterConfig) -> tuple[int, list[int]]:
+    """Returns a distance in tokens, and the parts that are not zero from there on, in both directions.
+
+    Hats are compact: from the distance on, only the outermost two at either end are left. Of other families, and of few
+    parts, it returns 0 and all.
+
+    Example:
+    >>> config = ShatterConfig(hidden_size=12, num_parts=12, squashing_scale=2.0)
+    >>> far_parts(config)
+    (9, [0, 1, 10, 11])
+    >>> f = soft_partition(config, tf.constant([-9, 9, 5_000]))
+    >>> bool(tf.reduce_all(f[2:-2] < 1e-6))
+    True
+    """
+    number = config.num_parts
+    if config.partition != "linear" or number < 6:
+        return 0, list(range(number))
+    # Part P - 3 ends at the knot of part P - 2: t(r) = (P - 2) / (P - 1), which is where r is
+    distance = config.squashing_scale * (number - 3) / 2
+    return math.ceil(distance), [0, 1, number - 2, number - 1]
 
 
 def position_partition(config: ShatterConfig, length, start=0, rows=None) -> tf.Tensor:

@@ -58,15 +58,40 @@ def total_cycles(text: str) -> int:
                     raise OverflowError(f"the compiler's estimate overflowed: {line.strip()[:100]}")
                 total += int(estimate[1])
             elif body:
-                rounds = re.search(r'"known_trip_count":\{"n":"(\d+)"', line)
-                if not rounds:
-                    raise ValueError(f"a loop of unknown length: {line.strip()[:100]}")
-                total += int(rounds[1]) * cycles(body[1])
+                total += _rounds(line, computations[name], computations) * cycles(body[1])
             elif called := re.search(r" call\(.*to_apply=%?([\w.-]+)", line):
                 total += cycles(called[1])
         return total
 
     return cycles(entry)
+
+
+def _rounds(loop: str, lines: list[str], computations: dict[str, list[str]]) -> int:
+    """Returns how often a loop, an instruction among `lines`, goes round.
+
+    Its condition is `counter < limit`. Where the compiler does not say how often that holds, the limit is a constant
+    or, for the backward pass of a loop, what the forward loop had counted.
+    """
+
+    def defined(name: str, lines: list[str]) -> str:
+        return next((line for line in lines if re.match(rf"\s*(ROOT )?%?{re.escape(name)} = ", line)), "")
+
+    known = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop)
+    if known:
+        return int(known[1])
+    operand, condition = re.search(r" while\(%?([\w.-]+)\), condition=%?([\w.-]+)", loop).groups()
+    condition = computations[condition]
+    compared = re.search(r"ROOT .* compare\(%?[\w.-]+, %?([\w.-]+)\), direction=LT", "\n".join(condition))
+    limit = defined(compared[1], condition) if compared else ""
+    if constant := re.search(r" constant\((\d+)\)", limit):
+        return int(constant[1])
+    if place := re.search(r"index=(\d+)", limit):
+        state = re.search(r" tuple\((.*?)\)", re.sub(r"/\*.*?\*/", "", defined(operand, lines)))
+        given = state[1].split(",")[int(place[1])].strip().removeprefix("%") if state else ""
+        counter = re.search(r"get-tuple-element\(%?([\w.-]+)\), index=0", defined(given, lines))
+        if counter and " while(" in (forward := defined(counter[1], lines)):
+            return _rounds(forward, lines, computations)
+    raise ValueError(f"a loop of unknown length: {loop.strip()[:100]}")
 
 
 def _computations(text: str) -> tuple[dict[str, list[str]], str]:

@@ -11,7 +11,7 @@ def check_layer(build, call, names: set[str], tmp_path) -> None:
     Args:
       build: returns a new layer, with settings that are not the defaults.
       call: takes a layer and gives its outputs (a nest of tensors) on fixed inputs; `training` defaults to False.
-      names: the expected names of its weights, from the layer on.
+      names: the expected names of its trainable weights, from the layer on.
       tmp_path: for files.
     """
     layer = build()
@@ -24,7 +24,7 @@ def check_layer(build, call, names: set[str], tmp_path) -> None:
 
 
 def _check_weights(layer, names):
-    own = {variable.name.split("/", 1)[1].removesuffix(":0") for variable in layer.weights}
+    own = {variable.name.split("/", 1)[1].removesuffix(":0") for variable in layer.trainable_weights}
     assert own == names
     # A Keras 3 sub-layer would run, but its weights would be missing here.
     assert len(layer.trainable_variables) == len(names)
@@ -32,7 +32,7 @@ def _check_weights(layer, names):
 
 def _randomise(layer):
     rng = np.random.default_rng(3)
-    for variable in layer.variables:
+    for variable in layer.trainable_variables:
         variable.assign(variable + rng.normal(0, 0.1, variable.shape).astype(np.float32))
 
 
@@ -86,7 +86,7 @@ def _check_bfloat16(build, call):
     outputs = call(layer)
     for tensor in tf.nest.flatten(outputs):
         assert np.all(np.isfinite(tf.cast(tensor, tf.float32)))
-    assert {variable.dtype for variable in layer.variables} == {tf.float32}
+    assert {variable.dtype for variable in layer.trainable_variables} == {tf.float32}
     assert tf.bfloat16 in {tensor.dtype for tensor in tf.nest.flatten(outputs)}
     tf_keras.mixed_precision.set_global_policy("float32")
 

@@ -11,11 +11,12 @@ import tf_keras
 from shatter_tf.attention import (
     PART_EPSILON,
     ShatterAttention,
-    attend_in_blocks,
+    attend,
     attention_map,
     same_document_mask,
 )
 from shatter_tf.config import ACTIVATIONS, NORMALIZERS, PARTITIONS, ShatterConfig
+from shatter_tf.dropout import dropout, row_keys
 from shatter_tf.encoder import ShatterEncoderBlock
 from shatter_tf.partition import position_partition
 
@@ -202,26 +203,52 @@ def test_eager_graph_and_xla_agree():
 
 
 def test_dropout_acts_on_the_one_map():
-    layer = ShatterAttention(make_config(attention_dropout_rate=0.5))
+    """Entries of the map are dropped, for all parts alike: with values of ones, y tells which."""
+    config = make_config(attention_dropout_rate=0.5, normalizer="none", partition="bernstein")
+    rng = np.random.default_rng(2)
+    query, x = (tf.constant(rng.normal(size=(B, L, D)), tf.float32) for _ in range(2))
+    operands = (config, query, None, x, tf.ones([B, P, L, E]), same_document_mask(tf.constant(MASKS["full"])))
+    f = position_partition(config, L)
+    keys = row_keys(seed=0, step=1, batch_size=B)
+    y, attention = attend(*operands, f, keys)
+    dropped = tf.reduce_sum(tf.reshape(y, [B, L, P, E])[..., 0], axis=-1)  # the parts sum to one
+    kept = dropout(attention, 0.5, keys)
+    assert 0.3 < np.mean(kept == 0) < 0.7
+    np.testing.assert_allclose(dropped, tf.reduce_sum(kept, axis=-1), rtol=1e-4)
+
+
+def test_dropout_is_for_training_alone():
+    layer = built(ShatterEncoderBlock, dropout_rate=0.5, attention_dropout_rate=0.5)
     x, mask = tf.constant(inputs()), same_document_mask(tf.constant(MASKS["full"]))
-    f = position_partition(layer.config, L)
-    assert len(layer.attention_dropout(tf.ones([B, L, L]), training=True).shape) == 3
-    first, second = layer(x, mask, f, training=True)[0], layer(x, mask, f, training=True)[0]
-    assert np.any(first.numpy() != second.numpy())
+    f, keys = position_partition(layer.config, L), row_keys(seed=0, step=1, batch_size=B)
+    assert np.any(layer(x, mask, f, training=True)[0] != layer(x, mask, f, training=True)[0])
+    np.testing.assert_array_equal(layer(x, mask, f, keys, training=True)[0], layer(x, mask, f, keys, training=True)[0])
     np.testing.assert_array_equal(layer(x, mask, f)[0], layer(x, mask, f)[0])
 
 
 @pytest.mark.parametrize("mask", MASKS)
-@pytest.mark.parametrize(("size", "choices"), [(4, {}), (5, dict(use_position_bias=False)), (11, {})])
+@pytest.mark.parametrize(
+    ("size", "choices"),
+    [
+        (4, {}),
+        (5, dict(use_position_bias=False)),
+        (11, {}),
+        (4, dict(num_parts=E, squashing_scale=0.6)),  # few parts for keys more than 2 away from a block
+        (3, dict(num_parts=E, squashing_scale=0.4, normalizer="none", use_position_bias=False)),
+        (4, dict(num_parts=E, squashing_scale=0.6, normalizer="row_sum")),
+        (4, dict(num_parts=E, squashing_scale=0.6, attention_dropout_rate=0.5, dropout_rate=0.5)),
+    ],
+)
 @pytest.mark.parametrize("jit_compile", [False, True])
 def test_blocks_of_queries_give_the_same_values_and_gradients(mask, size, choices, jit_compile):
     layer = built(ShatterEncoderBlock, query_block_size=size, **choices)
     x, packs = tf.constant(inputs()), tf.constant(MASKS[mask])
+    keys = row_keys(seed=0, step=1, batch_size=B)
 
     def value_and_gradients(*pairs):
         with tf.GradientTape() as tape:
             tape.watch(x)
-            h, _ = layer(x, *pairs)
+            h, _ = layer(x, *pairs, dropout_keys=keys)
             loss = tf.reduce_sum(tf.sin(h))
         return [h, *tape.gradient(loss, [x, *layer.trainable_variables])]
 
@@ -229,24 +256,3 @@ def test_blocks_of_queries_give_the_same_values_and_gradients(mask, size, choice
     at_once = value_and_gradients(same_document_mask(packs), position_partition(layer.config, L))
     for expected, actual in zip(at_once, in_blocks, strict=True):
         np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=2e-4)
-
-
-@pytest.mark.parametrize("jit_compile", [False, True])
-def test_a_block_drops_the_same_entries_in_the_backward_pass(jit_compile):
-    """The gradient of a sum by the values is what was read with: for values of ones, sum_i y_i itself."""
-    config = make_config(query_block_size=4, attention_dropout_rate=0.5, normalizer="none")
-    rng = np.random.default_rng(2)
-    query, x = (tf.constant(rng.normal(size=(B, L, D)), tf.float32) for _ in range(2))
-    value, packs = tf.ones([B, P, L, E]), tf.constant(MASKS["packed"])
-
-    @tf.function(jit_compile=jit_compile)
-    def read():
-        with tf.GradientTape() as tape:
-            tape.watch(value)
-            y = attend_in_blocks(config, query, None, x, value, packs, config.attention_dropout_rate)
-        return y, tape.gradient(y, value)
-
-    y, gradient = read()
-    other_y, _ = read()
-    assert np.any(y.numpy() != other_y.numpy())
-    np.testing.assert_allclose(tf.reduce_sum(y, axis=[1, 2]), tf.reduce_sum(gradient, axis=[1, 2, 3]), rtol=1e-4)

@@ -57,21 +57,40 @@ def test_no_batch_is_named_when_memory_does_not_grow_with_it():
     assert largest_batch({8: 100, 4: 100}, 1e9) is None
 
 
-def test_cycles_of_a_loop_count_once_for_each_round():
-    text = """HloModule m, entry_computation_layout={()->f32[]}
+LOOPS = """HloModule m, entry_computation_layout={()->f32[]}
 
 %body (p: f32[]) -> f32[] {
   %f = f32[] fusion(%p), calls=%c, backend_config={"estimated_cycles":"10"}
 }
 
+%forward_condition (p: (s32[], f32[])) -> pred[] {
+  %limit = s32[]{:T(128)} constant(8)
+  %i = s32[]{:T(128)} get-tuple-element(%p), index=0
+  ROOT %less = pred[]{:T(512)} compare(%i, %limit), direction=LT
+}
+
+%backward_condition (p: (s32[], f32[], s32[])) -> pred[] {
+  %i = s32[] get-tuple-element(%p), index=0
+  %limit = s32[] get-tuple-element(%p), index=2
+  ROOT %less = pred[] compare(%i, %limit), direction=LT
+}
+
 ENTRY %main (x: f32[]) -> f32[] {
   %g = f32[] fusion(%x), calls=%d, backend_config={"estimated_cycles":"5"}
-  %w = f32[] while(%g), condition=%cond, body=%body, backend_config={"known_trip_count":{"n":"8"}}
+  %start = (s32[], f32[]) tuple(%zero, %g)
+  %w = (s32[], f32[]) while(%start), condition=%forward_condition, body=%body
+  %count = s32[] get-tuple-element(%w), index=0
+  %again = (s32[], f32[], s32[]) tuple(%zero, /*index=1*/%g, %count)
+  %v = (s32[], f32[]) while(%again), condition=%backward_condition, body=%body
+  %u = f32[] while(%g), condition=%backward_condition, body=%body, backend_config={"known_trip_count":{"n":"3"}}
 }
 """
-    assert tpu_compiler.total_cycles(text) == 5 + 8 * 10
+
+
+def test_cycles_of_a_loop_count_once_for_each_round():
+    assert tpu_compiler.total_cycles(LOOPS) == 5 + 8 * 10 + 8 * 10 + 3 * 10
     with pytest.raises(ValueError, match="unknown length"):
-        tpu_compiler.total_cycles(text.replace("known_trip_count", "unknown"))
+        tpu_compiler.total_cycles(LOOPS.replace("known_trip_count", "unknown"))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,80 @@
+"""Dropout by a hash: what is dropped is a pure function of (seed, step, site, row of the global batch, place).
+
+So nothing is stored for the backward pass, the same entries are dropped however a sequence is cut into blocks and a
+batch into replicas, and a resumed run drops what the uninterrupted one would have. And it is cheap: on accelerators the
+random numbers of TensorFlow's stateless generators cost many times what they are used for (docs/performance.md).
+
+The hash is the finalizer of MurmurHash3 (Austin Appleby, public domain) on 32 bits, with a key added half-way.
+"""
+
+from typing import Optional
+
+import tensorflow as tf
+
+_GOLDEN = 0x9E3779B9  # 2^32 over the golden ratio: its multiples fall evenly
+
+
+def _unsigned(t) -> tf.Tensor:
+    return tf.cast(t, tf.uint32)
+
+
+def _mix(h: tf.Tensor, key=0) -> tf.Tensor:
+    h = tf.bitwise.bitwise_xor(h, tf.bitwise.right_shift(h, _unsigned(16))) * _unsigned(0x85EBCA6B) + _unsigned(key)
+    h = tf.bitwise.bitwise_xor(h, tf.bitwise.right_shift(h, _unsigned(13))) * _unsigned(0xC2B2AE35)
+    return tf.bitwise.bitwise_xor(h, tf.bitwise.right_shift(h, _unsigned(16)))
+
+
+def row_keys(seed, step, batch_size) -> tf.Tensor:
+    """Returns a key for each row of this replica's batch, uint32 [B].
+
+    Args:
+      seed: any integer; a run's own.
+      step: any integer, other for every step.
+      batch_size: B; an int or an int32 scalar tensor.
+
+    Example:
+    >>> row_keys(seed=0, step=7, batch_size=3).shape
+    TensorShape([3])
+    """
+    context = tf.distribute.get_replica_context()
+    replica = context.replica_id_in_sync_group if context else 0
+    rows = _unsigned(replica * batch_size + tf.range(batch_size))
+    return _mix(rows * _unsigned(_GOLDEN), _mix(_unsigned(step), seed))
+
+
+def random_keys(batch_size) -> tf.Tensor:
+    """Returns keys that no call before or after returns, uint32 [B]: for layers that are trained by themselves."""
+    seed, step = tf.unstack(tf.random.uniform([2], maxval=tf.int32.max, dtype=tf.int32))
+    return row_keys(seed, step, batch_size)
+
+
+def site_keys(keys: tf.Tensor, site: int) -> tf.Tensor:
+    """Returns `keys` for the `site`-th use of them, of the same shape: other entries are dropped there."""
+    return _mix(keys + _unsigned((site + 1) * _GOLDEN % 2**32))
+
+
+def dropout(x: tf.Tensor, rate: float, keys: Optional[tf.Tensor], place=None) -> tf.Tensor:
+    """Returns x with a share `rate` of its entries zero, and the others scaled up so that the mean stays.
+
+    Args:
+      x: [B, L, K], any float dtype.
+      rate: at least 0 and less than 1.
+      keys: uint32 [B]; None returns x as it is, which is what happens outside of training.
+      place: integer [L, K], what makes an entry of a row this one; left out, its number in the row.
+
+    Example:
+    >>> x = tf.ones([2, 100, 10])
+    >>> y = dropout(x, 0.25, row_keys(seed=0, step=1, batch_size=2))
+    >>> sorted(set(y.numpy().ravel().tolist()))
+    [0.0, 1.3333333730697632]
+    >>> bool(tf.reduce_all(y == dropout(x, 0.25, row_keys(seed=0, step=1, batch_size=2))))
+    True
+    """
+    if keys is None or not rate:
+        return x
+    if place is None:
+        length, width = tf.shape(x)[1], tf.shape(x)[2]
+        place = tf.range(length)[:, tf.newaxis] * width + tf.range(width)
+    number = _mix(_unsigned(place)[tf.newaxis] * _unsigned(_GOLDEN), keys[:, tf.newaxis, tf.newaxis])
+    keep = number >= _unsigned(int(rate * 2**32))
+    return tf.where(keep, x * tf.cast(1.0 / (1.0 - rate), x.dtype), tf.zeros_like(x))
