@@ -24,6 +24,8 @@ from shatter_tf.partition import far_parts, soft_partition
 EPSILON = 1e-6
 # The same for a part. Below this much attention in all, a part fades out; 1 instead of 0.01 learns worse (docs/log.md).
 PART_EPSILON = 1e-2
+# Up to so many parts, what is summed over them is summed entry by entry: a matrix product would be too thin to pay.
+FEW_PARTS = 4
 
 
 def same_document_mask(input_mask: tf.Tensor) -> tf.Tensor:
@@ -72,7 +74,9 @@ def attention_scores(
     Source: Shatter drops the key projection because, with one head, the query and key matrices are one bilinear form.
     """
     scores = tf.matmul(query / math.sqrt(x.shape[-1]), x, transpose_b=True)
-    if position_bias is not None:
+    if position_bias is not None and partition.shape[0] <= FEW_PARTS:
+        scores += tf.add_n([position_bias[..., p : p + 1] * partition[p] for p in range(partition.shape[0])])
+    elif position_bias is not None:
         scores += tf.einsum("BLP,PLM->BLM", position_bias, partition)
     return tf.cast(scores, tf.float32)
 
@@ -117,6 +121,8 @@ def part_values(attention: tf.Tensor, partition: tf.Tensor, value: tf.Tensor) ->
 
 def part_totals(attention: tf.Tensor, partition: tf.Tensor) -> tf.Tensor:
     """Returns sum_j f_p(j - i) a_ij, [B, L, P]; arguments as for `part_values`."""
+    if partition.shape[0] <= FEW_PARTS:
+        return tf.stack([tf.reduce_sum(attention * f, axis=-1) for f in tf.unstack(partition)], axis=-1)
     return tf.einsum("BLM,PLM->BLP", attention, partition)
 
 
@@ -222,8 +228,7 @@ def attend_in_blocks(
             near = block["first_key"] + tf.range(window)
             y, totals = read(near, block["near_packs"], block["near_x"], block["near_value"], all_parts, True)
             outside = tf.logical_or(keys < near[0], keys > near[-1])
-            far_value = tf.gather(value, few_parts, axis=1)
-            far_y, far_totals = read(keys, packs, x, far_value, few_parts, outside)
+            far_y, far_totals = read(keys, packs, x, value, few_parts, outside)
             y, totals = y + spread(far_y), totals + spread(far_totals)
         else:
             y, totals = read(keys, packs, x, value, all_parts, True)
@@ -247,6 +252,7 @@ def attend_in_blocks(
             near_x=tf.stack([x[:, first : first + window] for first in first_keys]),
             near_value=tf.stack([value[:, :, first : first + window] for first in first_keys]),
         )
+        value = tf.gather(value, few_parts, axis=1)
     y = tf.map_fn(
         lambda block: attend_block(block, packs, x, value),
         blocks,

@@ -16,16 +16,24 @@ from shatter_tf.command_line import UserError
 from shatter_tf.data.shards import Corpus
 from shatter_tf.model_dir import Run
 
+# A smaller share of the time spent waiting for data is not worth a user's attention.
+WORTH_SAYING = 0.05
+
 
 class Trainer(base_trainer.Trainer):
     """Model Garden's Trainer with `runtime.enable_xla` obeyed on every device, in training and evaluation.
 
-    It also counts the steps of a loop whose loss was finite, over all replicas: "finite_steps" in the loop's logs.
+    It also counts the steps of a loop whose loss was finite, over all replicas: "finite_steps" in the loop's logs, and
+    adds up how long the steps waited for their batches.
+
+    Args:
+      input_seconds: where the seconds of waiting are added up, a float64 variable that is on the host alone.
     """
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args, input_seconds: tf.Variable, **kwargs):
         super().__init__(*args, **kwargs)
         self._finite_steps = tf_keras.metrics.Sum("finite_steps")
+        self._input_seconds = input_seconds
 
     def _compile(self, step, static_shapes: bool):
         # A TPU compiles every step anyway. Several replicas on CPUs must meet in the middle of a step, which a compiled
@@ -45,7 +53,12 @@ class Trainer(base_trainer.Trainer):
             self._finite_steps.update_state(tf.cast(tf.math.is_finite(logs[self.task.loss]), tf.float32))
             self.global_step.assign_add(1)
 
-        self.strategy.run(step, args=(self.next_train_inputs(iterator),), options=self._runtime_options)
+        begin = tf.timestamp()
+        with tf.control_dependencies([begin]):
+            inputs = self.next_train_inputs(iterator)
+        with tf.control_dependencies(tf.nest.flatten(inputs, expand_composites=True)):
+            self._input_seconds.assign_add(tf.timestamp() - begin)
+        self.strategy.run(step, args=(inputs,), options=self._runtime_options)
 
     def train_loop_end(self):
         logs = super().train_loop_end()
@@ -134,6 +147,7 @@ class Session:
                     f"task.{name}.global_batch_size={size} cannot be shared by {strategy.num_replicas_in_sync} replicas"
                 )
         set_precision(self.params.runtime)
+        self.input_seconds = tf.Variable(0.0, dtype=tf.float64, trainable=False)
         tf_keras.utils.set_random_seed(self.params.task.train_data.seed)  # initial weights, dropout
         with strategy.scope():
             task = task_factory.get_task(self.params.task, logging_dir=model_dir)
@@ -143,6 +157,7 @@ class Session:
                 task,
                 model=task.build_model(),
                 optimizer=task.create_optimizer(trainer.optimizer_config, self.params.runtime),
+                input_seconds=self.input_seconds,
                 checkpoint_exporter=train_utils.maybe_create_best_ckpt_exporter(self.params, model_dir),
             )
         self.manager = tf.train.CheckpointManager(
@@ -191,6 +206,7 @@ class Session:
             # Loops end where an evaluation or a checkpoint is due.
             loop = min(trainer.steps_per_loop - self.step % trainer.steps_per_loop, total - self.step)
             begin = time.time()
+            self.input_seconds.assign(0.0)
             logs = self.trainer.train(tf.constant(loop, tf.int32))
             elapsed = time.time() - begin
             self.seconds += elapsed
@@ -205,13 +221,18 @@ class Session:
             metrics = _readable(logs)
             rate = metrics.pop("learning_rate")
             examples = loop * batch_size / elapsed
+            waiting = float(self.input_seconds) / elapsed
             print(
                 f"step {self.step}/{total}  {_format_metrics(metrics)}  learning_rate {rate:.2e}  "
-                f"{examples:.1f} examples/s  {left} left",
+                f"{examples:.1f} examples/s  "
+                + (f"waiting for data {waiting:.0%}  " if waiting >= WORTH_SAYING else "")
+                + f"{left} left",
                 flush=True,
             )
             if self.step % trainer.summary_interval == 0 or self.step == total:
-                self._summarise("train", {**metrics, "learning_rate": rate, "examples_per_second": examples})
+                self._summarise(
+                    "train", {**metrics, "learning_rate": rate, "examples_per_second": examples, "waiting": waiting}
+                )
             if evaluate and (self.step % trainer.validation_interval == 0 or self.step == total):
                 self.history.append({"step": self.step, "seconds": round(self.seconds, 3), **self.evaluate()})
                 model_dirs.write_history(self.model_dir, self.history)

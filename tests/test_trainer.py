@@ -3,6 +3,7 @@
 import json
 import math
 import pathlib
+import time
 
 import numpy as np
 import pytest
@@ -84,3 +85,31 @@ def test_a_timed_step_has_the_precision_of_the_run(pretrain):
         run = pretrain(f"runtime.mixed_precision_dtype={dtype},runtime.enable_xla=false")
         assert math.isfinite(TrainingStep(run.params)())
         assert tf_keras.mixed_precision.global_policy().name == policy
+
+
+def sleep(seconds):
+    """Returns a TensorFlow operation that takes so long."""
+    return tf.numpy_function(lambda: time.sleep(seconds), [], [], stateful=True)
+
+
+@pytest.mark.parametrize(("slow", "says"), [("data", True), ("step", False)])
+def test_it_says_so_when_training_waits_for_data_and_only_then(pretrain, tmp_path, capsys, monkeypatch, slow, says):
+    session = start(pretrain(STEPS + ",runtime.enable_xla=false"), tmp_path / "run")
+    task = session.trainer.task
+    build_inputs, train_step = task.build_inputs, task.train_step
+
+    def slow_batch(batch):
+        with tf.control_dependencies([sleep(0.2 if slow == "data" else 0.02)]):
+            return tf.nest.map_structure(tf.identity, batch)
+
+    def slow_step(inputs, model, optimizer, metrics=None):
+        logs = train_step(inputs, model, optimizer, metrics)
+        with tf.control_dependencies([*tf.nest.flatten(logs), sleep(0.2 if slow == "step" else 0.0)]):
+            return tf.nest.map_structure(tf.identity, logs)
+
+    monkeypatch.setattr(task, "build_inputs", lambda *args: build_inputs(*args).map(slow_batch).prefetch(1))
+    monkeypatch.setattr(task, "train_step", slow_step)
+    session.train(evaluate=False)
+    last = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("step 8/8"))
+    assert ("waiting for data" in last) == says, last
+    assert says or float(session.input_seconds) < 0.1, last
