@@ -21,7 +21,7 @@ class ShatterConfig(hyperparams.Config):
       num_layers: encoder blocks.
       num_parts: parts P of the relative positions; must divide `hidden_size`.
       intermediate_size: width of the feed-forward layer.
-      hidden_activation: activation of the feed-forward layer.
+      hidden_activation: activation of the feed-forward layer: "squared_relu", or one that Model Garden knows ("gelu").
       type_vocab_size: kinds of segment (`input_type_ids`).
       max_sequence_length: longest input in tokens; longer ones are refused.
       partition: family of the partition of unity: "linear" (piecewise-linear hats) or "bernstein" (polynomials).
@@ -37,6 +37,7 @@ class ShatterConfig(hyperparams.Config):
         "first_token", BERT's tanh projection of the first token, for a task that trains it.
       query_block_size: attention of longer inputs than this works on so many positions at a time, and does each block
         again in the backward pass: memory grows with the length and no longer with its square.
+      recompute_blocks: keep only what passes from block to block, and do the rest again in the backward pass.
       dropout_rate: dropout of embeddings and sub-layer outputs.
       attention_dropout_rate: dropout of the one attention map.
       initializer_range: standard deviation of the truncated normal initialiser.
@@ -67,6 +68,7 @@ class ShatterConfig(hyperparams.Config):
     norm_first: bool = True
     pooling: str = "mean"
     query_block_size: int = 512
+    recompute_blocks: bool = False
     dropout_rate: float = 0.1
     attention_dropout_rate: float = 0.1
     initializer_range: float = 0.02

@@ -5,6 +5,7 @@ pre-norm:   h <- h + attention(LN(h));      h <- h + feed_forward(LN(h));      L
 """
 
 import random
+from collections.abc import Callable
 from typing import Optional
 
 import tensorflow as tf
@@ -21,6 +22,17 @@ from shatter_tf.partition import position_partition
 def _layer_norm(name: str) -> tf_keras.layers.Layer:
     # Every norm has "layer_norm" in its name: that is what keeps it out of weight decay.
     return tf_keras.layers.LayerNormalization(epsilon=1e-12, dtype=tf.float32, name=name)
+
+
+def _activation(name: str) -> Callable[[tf.Tensor], tf.Tensor]:
+    if name == "squared_relu":  # So et al. 2021, arXiv 2109.08668
+        return lambda x: tf.square(tf.nn.relu(x))
+    return tf_utils.get_activation(name)
+
+
+def _recomputed(block, *args, **kwargs) -> Callable[[tf.Tensor], tf.Tensor]:
+    """Returns h -> block(h, ...)[0] for training, whose backward pass does the block again instead of storing it."""
+    return tf.recompute_grad(lambda h: block(h, *args, **kwargs, training=True)[0])
 
 
 def _mean_of_tokens(h: tf.Tensor, input_mask: tf.Tensor) -> tf.Tensor:
@@ -58,7 +70,7 @@ class ShatterEncoderBlock(tf_keras.layers.Layer):
         self.attention_layer_norm = _layer_norm("attention_layer_norm")
         self.intermediate = tf_keras.layers.Dense(
             config.intermediate_size,
-            activation=tf_utils.get_activation(config.hidden_activation),
+            activation=_activation(config.hidden_activation),
             kernel_initializer=initializer,
             name="intermediate",
         )
@@ -192,7 +204,11 @@ class ShatterEncoder(tf_keras.layers.Layer):
                 query_packs = packs[:, : self.config.output_range]
                 rows = query_packs.shape[1] or tf.shape(query_packs)[1]
                 pairs = (same_document(query_packs, packs), self._partition(length, rows))
-            h, attention = block(h, *pairs, dropout_keys=None if keys is None else site_keys(keys, i))
+            block_keys = None if keys is None else site_keys(keys, i)
+            if training and self.config.recompute_blocks and not self.config.return_attention_scores:
+                h = _recomputed(block, *pairs, dropout_keys=block_keys)(h)
+            else:
+                h, attention = block(h, *pairs, dropout_keys=block_keys)
             outputs.append(h)
             if self.config.return_attention_scores:
                 attention_scores.append(attention[:, tf.newaxis])

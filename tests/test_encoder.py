@@ -102,6 +102,27 @@ def test_long_inputs_are_done_in_blocks_of_queries(output_range):
         np.testing.assert_allclose(actual[key], expected[key], atol=1e-5)
 
 
+@pytest.mark.parametrize("query_block_size", [512, 5])
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_recomputed_blocks_have_the_same_gradients(query_block_size, jit_compile):
+    choices = dict(query_block_size=query_block_size, dropout_rate=0.3, attention_dropout_rate=0.3)
+    encoders = [ShatterEncoder(small(recompute_blocks=recompute, **choices)) for recompute in (False, True)]
+    for encoder in encoders:
+        encoder(batch())
+        encoder.set_weights(encoders[0].get_weights())
+        encoder._dropout_seed = 1
+
+    def gradients(encoder):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(tf.sin(encoder(batch(), training=True)["sequence_output"]))
+        variables = [v for v in encoder.trainable_variables if "pooler" not in v.name]
+        return [tf.convert_to_tensor(gradient) for gradient in tape.gradient(loss, variables)]
+
+    kept, recomputed = (tf.function(gradients, jit_compile=jit_compile)(encoder) for encoder in encoders)
+    for expected, actual in zip(kept, recomputed, strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-4)
+
+
 def test_static_shapes_stay_static():
     encoder = ShatterEncoder(small())
     spec = {key: tf.TensorSpec([2, 13], tf.int32) for key in batch()}

@@ -39,6 +39,7 @@ CONFIG = ShatterConfig(
     initializer_range=0.1,
     output_range=7,
     query_block_size=4,
+    recompute_blocks=True,
     return_attention_scores=True,
 )
 IDS = tf.constant([[2, 7, 9, 11, 3, 5, 6, 8, 3, 0, 0], [2, 4, 4, 5, 6, 7, 8, 9, 10, 12, 3]])
