@@ -107,16 +107,28 @@ def attention_map(scores: tf.Tensor, mask: tf.Tensor, activation: str, normalize
     return attention
 
 
-def part_values(attention: tf.Tensor, partition: tf.Tensor, value: tf.Tensor) -> tf.Tensor:
+@tf.custom_gradient
+def part_values(attention: tf.Tensor, partition: tf.Tensor, value: tf.Tensor):
     """Returns concat_p sum_j f_p(j - i) a_ij v_jp as [B, L, D].
 
     Args, in the compute dtype as the result is:
       attention: a, [B, L, M].
-      partition: f, [P, L, M].
+      partition: f, [P, L, M]; it has no gradient.
       value: v, [B, P, M, E].
     """
-    parts = tf.einsum("BPLM,BPME->BLPE", attention[:, tf.newaxis] * partition, value)
-    return tf.reshape(parts, [tf.shape(parts)[0], tf.shape(parts)[1], value.shape[1] * value.shape[3]])
+    batch_size, length = tf.shape(attention)[0], tf.shape(attention)[1]
+    parts, width = value.shape[1], value.shape[3]
+
+    def gradient(dy):
+        dy = tf.reshape(dy, [batch_size, length, parts, width])
+        d_attention = tf.reduce_sum(tf.einsum("BLPE,BPME->BPLM", dy, value) * partition, axis=1)
+        # The products of the forward pass once more. Were they the same to a compiler, it would keep them until now,
+        # [B, P, L, M], P times the memory of the map; a zero that it cannot know to be one makes them others.
+        products = (attention + 0.0 * dy[0, 0, 0, 0])[:, tf.newaxis] * partition
+        return d_attention, None, tf.einsum("BPLM,BLPE->BPME", products, dy)
+
+    y = tf.einsum("BPLM,BPME->BLPE", attention[:, tf.newaxis] * partition, value)
+    return tf.reshape(y, [batch_size, length, parts * width]), gradient
 
 
 def part_totals(attention: tf.Tensor, partition: tf.Tensor) -> tf.Tensor:

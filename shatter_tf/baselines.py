@@ -14,6 +14,7 @@ from official.nlp.modeling import layers, networks
 from official.projects.roformer.roformer_encoder_block import RoformerEncoderBlock
 
 from shatter_tf.attention import same_document_mask
+from shatter_tf.encoder import feed_forward_activation
 
 POSITIONS = ("absolute", "relative_bias", "absolute_and_relative_bias", "rotary")
 
@@ -130,7 +131,7 @@ class BertBaseline(networks.BertEncoderV2):
         sizes = dict(
             num_attention_heads=config.num_attention_heads,
             inner_dim=config.intermediate_size,
-            inner_activation=tf_utils.get_activation(config.hidden_activation),
+            inner_activation=feed_forward_activation(config.hidden_activation),
             output_dropout=config.dropout_rate,
             attention_dropout=config.attention_dropout_rate,
             norm_first=config.norm_first,

@@ -56,7 +56,7 @@ class ShatterConfig(hyperparams.Config):
     num_layers: int = 12
     num_parts: int = 12
     intermediate_size: int = 3072
-    hidden_activation: str = "gelu"
+    hidden_activation: str = "squared_relu"
     type_vocab_size: int = 2
     max_sequence_length: int = 512
     partition: str = "linear"

@@ -24,7 +24,8 @@ def _layer_norm(name: str) -> tf_keras.layers.Layer:
     return tf_keras.layers.LayerNormalization(epsilon=1e-12, dtype=tf.float32, name=name)
 
 
-def _activation(name: str) -> Callable[[tf.Tensor], tf.Tensor]:
+def feed_forward_activation(name: str) -> Callable[[tf.Tensor], tf.Tensor]:
+    """Returns the activation that `hidden_activation` names: "squared_relu", or one of Model Garden's."""
     if name == "squared_relu":  # So et al. 2021, arXiv 2109.08668
         return lambda x: tf.square(tf.nn.relu(x))
     return tf_utils.get_activation(name)
@@ -70,7 +71,7 @@ class ShatterEncoderBlock(tf_keras.layers.Layer):
         self.attention_layer_norm = _layer_norm("attention_layer_norm")
         self.intermediate = tf_keras.layers.Dense(
             config.intermediate_size,
-            activation=_activation(config.hidden_activation),
+            activation=feed_forward_activation(config.hidden_activation),
             kernel_initializer=initializer,
             name="intermediate",
         )

@@ -280,6 +280,8 @@ def _derive_encoder(params: cfg.ExperimentConfig, explicit: dict, vocabulary_siz
         shatter.vocab_size = -(-vocabulary_size // 64) * 64  # whole tiles of a matrix unit
     if encoder.type == "bert":
         shared = {name: getattr(shatter, name) for name in _SHARED_ENCODER_FIELDS}
+        if "hidden_activation" not in _dig(own, "any"):
+            del shared["hidden_activation"]  # Shatter's default is not BERT's
         if pretrained:  # the checkpoint knows the rest
             shared = {name: value for name, value in shared.items() if name in _dig(own, "any")}
         else:

@@ -83,12 +83,24 @@ def matmul_flops(hlo: hlo_pb2.HloModuleProto) -> int:
     flops = 0
     for computation in hlo.computations:
         shapes = {instruction.id: instruction.shape.dimensions for instruction in computation.instructions}
-        for instruction in computation.instructions:
+        for instruction in _used(computation):
             if instruction.opcode == "dot":
                 left = shapes[instruction.operand_ids[0]]
                 inner = (left[axis] for axis in instruction.dot_dimension_numbers.lhs_contracting_dimensions)
                 flops += 2 * math.prod(instruction.shape.dimensions) * math.prod(inner)
     return flops
+
+
+def _used(computation: hlo_pb2.HloComputationProto) -> list[hlo_pb2.HloInstructionProto]:
+    """Returns the instructions that a computation's result depends on; the compiler drops the others."""
+    instructions = {instruction.id: instruction for instruction in computation.instructions}
+    used, todo = {}, [computation.root_id]
+    while todo:
+        instruction = instructions[todo.pop()]
+        if instruction.id not in used:
+            used[instruction.id] = instruction
+            todo += instruction.operand_ids
+    return list(used.values())
 
 
 def measure(steps: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:

@@ -69,8 +69,8 @@ def layer_norm(x, gamma, beta, epsilon=1e-12):
     return (x - mean) / np.sqrt(variance + epsilon) * gamma + beta
 
 
-def gelu(x):
-    return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+def squared_relu(x):
+    return np.maximum(x, 0) ** 2
 
 
 def block(h, weights, input_mask, f, norm_first, **choices):
@@ -83,7 +83,7 @@ def block(h, weights, input_mask, f, norm_first, **choices):
         return layer_norm(z, weights["g2"], weights["b2"])
 
     def feed_forward(z):
-        return gelu(z @ weights["w1"] + weights["c1"]) @ weights["w2"] + weights["c2"]
+        return squared_relu(z @ weights["w1"] + weights["c1"]) @ weights["w2"] + weights["c2"]
 
     if norm_first:
         h = h + attention(norm1(h), weights, input_mask, f, **choices)[0]

@@ -199,7 +199,7 @@ def test_eager_graph_and_xla_agree():
     eager = value_and_gradients()
     for compiled in (tf.function(value_and_gradients), tf.function(value_and_gradients, jit_compile=True)):
         for expected, actual in zip(eager, compiled(), strict=True):
-            np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=2e-4)
+            np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=2e-3)  # of gradients up to 30
 
 
 def test_dropout_acts_on_the_one_map():
@@ -255,4 +255,4 @@ def test_blocks_of_queries_give_the_same_values_and_gradients(mask, size, choice
     in_blocks = tf.function(value_and_gradients, jit_compile=jit_compile)(packs)
     at_once = value_and_gradients(same_document_mask(packs), position_partition(layer.config, L))
     for expected, actual in zip(at_once, in_blocks, strict=True):
-        np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=2e-4)
+        np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=2e-3)  # of gradients up to 30

@@ -78,6 +78,15 @@ def test_refused(pretrain, override, message):
         pretrain(override)
 
 
+@pytest.mark.parametrize(
+    ("said", "shatter", "bert"),
+    [("", "squared_relu", "gelu"), (",task.model.encoder.any.hidden_activation=relu", "relu", "relu")],
+)
+def test_bert_keeps_its_activation_unless_another_is_asked_for(pretrain, said, shatter, bert):
+    encoder = pretrain("task.model.encoder.type=bert" + said).params.task.model.encoder
+    assert (encoder.any.hidden_activation, encoder.bert.hidden_activation) == (shatter, bert)
+
+
 @pytest.mark.parametrize("text", ["a: [1\n", "just text\n", "!!python/object/apply:os.system ['true']\n", ""])
 def test_config_files_that_are_none(tmp_path, text):
     path = tmp_path / "a.yaml"
