@@ -25,6 +25,7 @@ from shatter_tf.config import ShatterConfig
 from shatter_tf.data import labelled
 from shatter_tf.data.shards import VOCABULARY_FILE, Corpus
 from shatter_tf.data.tokenizer import read_vocabulary
+from shatter_tf.encoder import feed_forward_activation
 from shatter_tf.experiments import NAMES
 from shatter_tf.model_dir import Run
 
@@ -316,6 +317,12 @@ def _problems(params: cfg.ExperimentConfig, vocabulary_size: int) -> list[str]:
     encoder = task.model.encoder.get()
     prefix = f"task.model.encoder.{task.model.encoder.type}"
     found += [f"{prefix}.{problem}" for problem in encoder.problems()]
+    try:
+        feed_forward_activation(encoder.hidden_activation)
+    except ValueError:
+        found.append(
+            f"{prefix}.hidden_activation={encoder.hidden_activation}: no such activation; try squared_relu, gelu"
+        )
     longest = encoder.max_position_embeddings if task.model.encoder.type == "bert" else encoder.max_sequence_length
     if encoder.vocab_size < vocabulary_size:
         found.append(

@@ -70,6 +70,7 @@ def test_files_then_flags(pretrain, tmp_path, write_corpus, random_documents):
         ("task.train_data.mask_rate=1.5", "task.train_data.mask_rate=1.5 is not between 0 and 1"),
         ("trainer.steps_per_loop=4,trainer.validation_interval=6,trainer.train_steps=100", "not a multiple of steps"),
         ("task.train_data.global_batch_size=0", "global_batch_size=0 is not positive"),
+        ("task.model.encoder.any.hidden_activation=glue", "hidden_activation=glue: no such activation"),
         ("trainer.train_steps=0,task.model.encoder.any.dropout_rate=2", "dropout_rate=2.* is not in .*train_steps=0"),
     ],
 )
