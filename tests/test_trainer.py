@@ -113,3 +113,29 @@ def test_it_says_so_when_training_waits_for_data_and_only_then(pretrain, tmp_pat
     last = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("step 8/8"))
     assert ("waiting for data" in last) == says, last
     assert says or float(session.input_seconds) < 0.1, last
+
+
+def test_a_run_that_was_killed_ends_with_the_same_weights(pretrain, tmp_path, monkeypatch):
+    """Data, masking, dropout, optimizer and schedule all go on where they were: bit for bit, on a CPU."""
+    run = pretrain(STEPS + ",task.model.encoder.any.dropout_rate=0.2,task.model.encoder.any.attention_dropout_rate=0.2")
+    whole = train(run, tmp_path / "whole")
+
+    killed = start(run, tmp_path / "killed")
+    save = killed._save
+
+    def save_and_die():
+        if killed.step == 6:  # after a checkpoint at 4 and steps 5 and 6, which are lost
+            raise KeyboardInterrupt
+        save()
+
+    monkeypatch.setattr(killed, "_save", save_and_die)
+    with pytest.raises(KeyboardInterrupt):
+        killed.train(evaluate=False)
+    resumed = start(run, tmp_path / "killed")
+    assert resumed.step == 4
+    resumed.train(evaluate=False)
+
+    expected, actual = whole.trainer.model.variables, resumed.trainer.model.variables
+    assert len(expected) == len(actual)
+    for one, other in zip(expected, actual, strict=True):
+        np.testing.assert_array_equal(one, other, err_msg=one.name)
