@@ -6,13 +6,18 @@
       --init_checkpoint=runs/pretrain --params_override=trainer.train_steps=2000
 
 DATA_DIR is a corpus made by shatter_tf.prepare, or holds train and dev files (.tsv, .csv or .jsonl) of labelled text.
-The same command goes on from the newest checkpoint in MODEL_DIR. Watch with `tensorboard --logdir=MODEL_DIR`.
+The same command goes on from the newest checkpoint in MODEL_DIR; SIGTERM and Ctrl-C save one first (exit code 75: try
+again). Watch with `tensorboard --logdir=MODEL_DIR`.
 """
 
 import argparse
+import signal
+import sys
+import threading
 
 from shatter_tf.command_line import UserError, quieten_logging, run
 
+EX_TEMPFAIL = 75  # sysexits.h: what a scheduler should try again
 MODES = ("train_and_eval", "train", "eval")
 
 
@@ -32,6 +37,19 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     args = parser.parse_args(argv)
     args.model_dir = args.model_dir.rstrip("/")
     return args
+
+
+def stop_on_signals() -> threading.Event:
+    """Returns what SIGTERM or Ctrl-C sets the first time; the second time they end the process as ever."""
+    stop = threading.Event()
+
+    def request(number, frame):
+        del frame
+        stop.set()
+        signal.signal(number, before[number])
+
+    before = {number: signal.signal(number, request) for number in (signal.SIGTERM, signal.SIGINT)}
+    return stop
 
 
 def main(argv: list[str]) -> None:
@@ -57,8 +75,8 @@ def main(argv: list[str]) -> None:
     print(session.describe(), flush=True)
     if args.mode == "eval" or (args.mode == "train_and_eval" and session.step >= resolved.params.trainer.train_steps):
         session.evaluate()
-    else:
-        session.train(evaluate=args.mode == "train_and_eval")
+    elif not session.train(evaluate=args.mode == "train_and_eval", stop=stop_on_signals()):
+        sys.exit(EX_TEMPFAIL)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,9 @@
 import math
 import os
 import sys
+import threading
 import time
+from typing import Optional
 
 import tensorflow as tf
 import tf_keras
@@ -18,6 +20,8 @@ from shatter_tf.model_dir import Run
 
 # A smaller share of the time spent waiting for data is not worth a user's attention.
 WORTH_SAYING = 0.05
+# Nothing is said, and no signal heeded, while a loop of steps runs on the device.
+MOST_LOOP_SECONDS = 10.0
 
 
 class Trainer(base_trainer.Trainer):
@@ -195,16 +199,19 @@ class Session:
             + (f"from step {self.step}" if self.step else "from the start")
         )
 
-    def train(self, evaluate: bool) -> None:
-        """Trains up to `trainer.train_steps`, evaluating and checkpointing at their intervals and at the end."""
+    def train(self, evaluate: bool, stop: Optional[threading.Event] = None) -> bool:
+        """Trains up to `trainer.train_steps`, evaluating and checkpointing at their intervals and at the end.
+
+        Returns whether it got there. When `stop` is set, it saves a checkpoint within seconds and returns False.
+        """
         trainer = self.params.trainer
         batch_size = self.params.task.train_data.global_batch_size
         total, start_step, seconds = trainer.train_steps, self.step, 0.0
-        first_loop = True
+        first_loop, most_steps = True, total
         checked_learning = start_step >= self._sanity_steps
         while self.step < total:
-            # Loops end where an evaluation or a checkpoint is due.
-            loop = min(trainer.steps_per_loop - self.step % trainer.steps_per_loop, total - self.step)
+            # Loops end where an evaluation or a checkpoint is due, and soon enough to be stopped.
+            loop = min(trainer.steps_per_loop - self.step % trainer.steps_per_loop, total - self.step, most_steps)
             begin = time.time()
             self.input_seconds.assign(0.0)
             logs = self.trainer.train(tf.constant(loop, tf.int32))
@@ -217,6 +224,7 @@ class Session:
                 start_step, first_loop, left = self.step, False, "?"
             else:
                 seconds += elapsed
+                most_steps = max(1, int(MOST_LOOP_SECONDS * loop / elapsed))
                 left = _format_seconds(seconds / (self.step - start_step) * (total - self.step))
             metrics = _readable(logs)
             rate = metrics.pop("learning_rate")
@@ -236,11 +244,16 @@ class Session:
             if evaluate and (self.step % trainer.validation_interval == 0 or self.step == total):
                 self.history.append({"step": self.step, "seconds": round(self.seconds, 3), **self.evaluate()})
                 model_dirs.write_history(self.model_dir, self.history)
-            if self.step % trainer.checkpoint_interval == 0 or self.step == total:
+            stopped = stop is not None and stop.is_set() and self.step < total
+            if self.step % trainer.checkpoint_interval == 0 or self.step == total or stopped:
                 self._save()
             if not checked_learning and self.step >= self._sanity_steps:
                 checked_learning = True
                 self._warn_unless_learning(metrics["loss"])
+            if stopped:
+                print(f"stopped at step {self.step}, as asked; the same command goes on from there", flush=True)
+                return False
+        return True
 
     def _save(self) -> None:
         # The loss of a step is that of the weights before it, so finite losses do not vouch for these.

@@ -3,12 +3,16 @@
 import json
 import math
 import pathlib
+import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
+from tiny import tiny_override
 
 from shatter_tf import checkpoints, model_dir, trainer
 from shatter_tf.command_line import UserError
@@ -113,6 +117,39 @@ def test_it_says_so_when_training_waits_for_data_and_only_then(pretrain, tmp_pat
     last = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("step 8/8"))
     assert ("waiting for data" in last) == says, last
     assert says or float(session.input_seconds) < 0.1, last
+
+
+def launch(data, directory):
+    override = ",".join(
+        [tiny_override(), "task.train_data.global_batch_size=4", "trainer.train_steps=4000,trainer.steps_per_loop=20"]
+    )
+    flags = [f"--data_dir={data}", f"--model_dir={directory}", f"--params_override={override}", "--mode=train"]
+    return subprocess.Popen(
+        [sys.executable, "-m", "shatter_tf.train", "--experiment=shatter/pretrain", *flags],
+        cwd=pathlib.Path(__file__).parents[1], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+def read_until(process, start):
+    for line in process.stdout:
+        if line.startswith(start):
+            return line
+    raise AssertionError(f"it ended before {start!r}")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_a_checkpoint_and_asks_to_be_tried_again(tmp_path, write_corpus, random_documents, number):
+    data, directory = write_corpus(random_documents(shards=1, per_shard=40)), str(tmp_path / "run")
+    with launch(data, directory) as process:
+        read_until(process, "step 20/")
+        process.send_signal(number)
+        stopped_at = int(read_until(process, "stopped at step ").split()[3].rstrip(","))
+        assert process.wait(timeout=60) == 75
+    assert checkpoints.checkpoint_step(checkpoints.latest_checkpoint(directory)) == stopped_at
+
+    with launch(data, directory) as process:
+        assert f"from step {stopped_at}" in read_until(process, "shatter/pretrain in ")
+        process.kill()
 
 
 def test_a_run_that_was_killed_ends_with_the_same_weights(pretrain, tmp_path, monkeypatch):
