@@ -119,10 +119,8 @@ def test_it_says_so_when_training_waits_for_data_and_only_then(pretrain, tmp_pat
     assert says or float(session.input_seconds) < 0.1, last
 
 
-def launch(data, directory):
-    override = ",".join(
-        [tiny_override(), "task.train_data.global_batch_size=4", "trainer.train_steps=4000,trainer.steps_per_loop=20"]
-    )
+def launch(data, directory, more="trainer.train_steps=4000,trainer.steps_per_loop=20"):
+    override = ",".join([tiny_override(), "task.train_data.global_batch_size=4", more])
     flags = [f"--data_dir={data}", f"--model_dir={directory}", f"--params_override={override}", "--mode=train"]
     return subprocess.Popen(
         [sys.executable, "-m", "shatter_tf.train", "--experiment=shatter/pretrain", *flags],
@@ -150,6 +148,32 @@ def test_a_signal_saves_a_checkpoint_and_asks_to_be_tried_again(tmp_path, write_
     with launch(data, directory) as process:
         assert f"from step {stopped_at}" in read_until(process, "shatter/pretrain in ")
         process.kill()
+
+
+@pytest.mark.slow
+def test_killed_twice_with_sigkill_it_ends_with_the_same_weights(tmp_path, write_corpus, random_documents):
+    data = write_corpus(random_documents(shards=2, per_shard=40))
+    more = "trainer.train_steps=100,trainer.steps_per_loop=5,trainer.checkpoint_interval=20"
+    more += ",task.model.encoder.any.dropout_rate=0.1,task.model.encoder.any.attention_dropout_rate=0.1"
+    with launch(data, tmp_path / "whole", more) as process:
+        last = read_until(process, "step 100/")
+        assert process.wait(timeout=60) == 0
+    for step in (35, 70):
+        with launch(data, tmp_path / "killed", more) as process:
+            read_until(process, f"step {step}/")
+            process.kill()
+    with launch(data, tmp_path / "killed", more) as process:
+        assert "from step " in read_until(process, "shatter/pretrain in ")
+        again = read_until(process, "step 100/")
+        assert process.wait(timeout=60) == 0
+    assert last.split()[:6] == again.split()[:6]  # the loss and the accuracy of the last steps
+    whole, killed = (
+        tf.train.load_checkpoint(checkpoints.latest_checkpoint(str(tmp_path / name))) for name in ("whole", "killed")
+    )
+    names = {*whole.get_variable_to_shape_map()} - {"_CHECKPOINTABLE_OBJECT_GRAPH", f"save_counter{checkpoints._VALUE}"}
+    assert len(names) > 50
+    for name in names:
+        np.testing.assert_array_equal(whole.get_tensor(name), killed.get_tensor(name), err_msg=name)
 
 
 def test_a_run_that_was_killed_ends_with_the_same_weights(pretrain, tmp_path, monkeypatch):
