@@ -103,7 +103,7 @@ def test_it_says_so_when_training_waits_for_data_and_only_then(pretrain, tmp_pat
     build_inputs, train_step = task.build_inputs, task.train_step
 
     def slow_batch(batch):
-        with tf.control_dependencies([sleep(0.2 if slow == "data" else 0.02)]):
+        with tf.control_dependencies([sleep(1.0 if slow == "data" else 0.02)]):
             return tf.nest.map_structure(tf.identity, batch)
 
     def slow_step(inputs, model, optimizer, metrics=None):
