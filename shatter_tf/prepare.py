@@ -5,6 +5,12 @@
 Input files hold one paragraph a line with blank lines between documents, or one document a line (--layout says which;
 "auto" looks for blank lines). Files whose names end in .gz are unpacked. OUTPUT_DIR gets train-*.tfrecord,
 validation-*.tfrecord, vocab.txt and corpus.json, all at once when the work is done.
+
+More text than one machine can take runs as an Apache Beam pipeline, to the same shards; files and
+OUTPUT_DIR must then be where every worker sees them:
+
+  python -m shatter_tf.prepare --input='gs://b/text/*.gz' --output_dir=gs://b/corpus --vocab_file=vocab.txt \\
+      --runner=beam --beam_options='--runner=DataflowRunner --project=P --region=R --temp_location=gs://b/tmp'
 """
 
 import argparse
@@ -13,11 +19,14 @@ import concurrent.futures
 import contextlib
 import multiprocessing
 import os
-import shutil
 import time
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from shatter_tf.command_line import UserError, quieten_libraries, quieten_logging, run
+from shatter_tf.command_line import UserError, new_parser, quieten_libraries, quieten_logging, run
+
+if TYPE_CHECKING:  # TensorFlow would be imported for --help
+    from shatter_tf.data.shards import Job, Written
 
 _SHARD_BYTES = 16 << 20  # of text: about 4 million tokens, which a training step may have to read at a resume
 _CHUNK_CHARACTERS = 1 << 20  # handed to a worker at a time
@@ -27,9 +36,7 @@ _GZIP_RATIO = 3  # assumed, for the progress bar and the number of shards
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m shatter_tf.prepare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = new_parser("prepare", __doc__)
     parser.add_argument("--input", required=True, metavar="GLOB[,GLOB]", help="text files")
     parser.add_argument("--output_dir", required=True, metavar="DIR", help="new or empty directory")
     vocabulary = parser.add_mutually_exclusive_group()
@@ -45,7 +52,11 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--num_workers", type=int, default=os.cpu_count(), metavar="N", help="processes [all cores]")
     parser.add_argument("--layout", choices=("auto", "blank_line", "line"), default="auto", help="of documents [auto]")
     parser.add_argument("--errors", choices=("strict", "replace"), default="strict", help="on invalid UTF-8 [strict]")
+    parser.add_argument("--runner", choices=("local", "beam"), default="local", help="what does the work [local]")
+    parser.add_argument("--beam_options", default="", metavar="OPTIONS", help="Beam's own flags [its DirectRunner]")
     args = parser.parse_args(argv)
+    if args.beam_options and args.runner != "beam":
+        raise UserError("--beam_options: they need --runner=beam")
     if not 0 < args.validation_fraction < 1:
         raise UserError(f"--validation_fraction={args.validation_fraction}: must lie between 0 and 1")
     for name, least in (("vocab_size", 100), ("seq_length", 8), ("num_workers", 1)):
@@ -60,7 +71,10 @@ def main(argv: list[str]) -> None:
     import tensorflow as tf
 
     from shatter_tf.data import shards, text, tokenizer
+    from shatter_tf.files import publish
 
+    if args.runner == "beam":
+        from shatter_tf.data import beam
     quieten_logging()
     output_dir = args.output_dir.rstrip("/")
     if tf.io.gfile.exists(output_dir) and tf.io.gfile.listdir(output_dir):
@@ -70,104 +84,123 @@ def main(argv: list[str]) -> None:
     both = sorted({*paths} & {*held_out})
     if both:
         raise UserError(f"--validation_input={args.validation_input}: {both[0]} is in --input, too")
-    fraction = 0.0 if held_out else args.validation_fraction
-    total_bytes = sum(tf.io.gfile.stat(p).length * (_GZIP_RATIO if p.endswith(".gz") else 1) for p in paths + held_out)
+    sizes = {p: tf.io.gfile.stat(p).length * (_GZIP_RATIO if p.endswith(".gz") else 1) for p in paths + held_out}
+    total_bytes = sum(sizes.values())
     start = time.time()
-
-    def documents(paths: list[str]) -> Iterator[tuple[str, str]]:
-        for path in paths:
-            for document in text.read_documents(path, args.layout, args.errors):
-                yield path, document
-
-    if args.vocab_file:
-        vocabulary = tokenizer.read_vocabulary(args.vocab_file)
-    else:
-        stride = max(1, total_bytes // _VOCABULARY_BYTES)
-        sample = (document for i, (_, document) in enumerate(documents(paths)) if i % stride == 0)
-        with _progress(total_bytes // stride, "training vocabulary") as bar:
-            vocabulary = tokenizer.train_vocabulary(_counted(sample, bar), args.vocab_size, lower_case=not args.cased)
-        tokenizer.check_vocabulary(vocabulary, args.input)
-    lower_case = not args.cased
-
-    num_shards = max(1, total_bytes // _SHARD_BYTES)
-    train = [shards.Shard(f"train-{i:05d}-of-{num_shards:05d}.tfrecord") for i in range(num_shards)]
-    validation = [shards.Shard("validation-00000-of-00001.tfrecord")]
-    sources = {path: dict(path=os.path.basename(path), documents=0) for path in paths + held_out}
-    counts = np.zeros(len(vocabulary), np.int64)
-
     temporary = f"{output_dir}.incomplete-{os.getpid()}"
+    job = shards.Job(
+        paths=paths + held_out,
+        held_out=held_out,
+        layout=args.layout,
+        errors=args.errors,
+        vocabulary=[],
+        lower_case=not args.cased,
+        validation_fraction=0.0 if held_out else args.validation_fraction,
+        num_shards=max(1, total_bytes // _SHARD_BYTES),
+        directory=temporary,
+    )
+    if args.vocab_file:
+        job.vocabulary = tokenizer.read_vocabulary(args.vocab_file)
+    else:
+        job.vocabulary = _train_vocabulary(job, paths, total_bytes, args.vocab_size)
+        tokenizer.check_vocabulary(job.vocabulary, args.input)
+
     tf.io.gfile.makedirs(temporary)
     try:
-        with contextlib.ExitStack() as stack:
-            writers = {
-                shard.file: stack.enter_context(tf.io.TFRecordWriter(os.path.join(temporary, shard.file)))
-                for shard in train + validation
-            }
-            bar = stack.enter_context(_progress(total_bytes, "tokenising"))
-            num_workers = min(args.num_workers, 1 + total_bytes // _WORKER_BYTES)
-            encode = stack.enter_context(_encoder(vocabulary, lower_case, num_workers))
-            for chunk, (records, chunk_counts) in encode(_chunks(documents(paths + held_out))):
-                counts += chunk_counts
-                for (path, document), (record, tokens) in zip(chunk, records, strict=True):
-                    if not record:
-                        continue
-                    split, number = shards.place(document, 1.0 if path in held_out else fraction, num_shards)
-                    shard = (train if split == shards.TRAIN else validation)[number]
-                    writers[shard.file].write(record)
-                    shard.documents += 1
-                    shard.tokens += tokens
-                    sources[path]["documents"] += 1
-                bar.update(sum(len(document.encode()) + 1 for _, document in chunk))
-        ordinary = np.array([token not in tokenizer.SPECIAL_TOKENS for token in vocabulary])
-        unknown = int(counts[vocabulary.index(tokenizer.UNKNOWN)])
+        if args.runner == "beam":
+            written = beam.write(job, args.beam_options)
+        else:
+            written = _write(job, total_bytes, min(args.num_workers, 1 + total_bytes // _WORKER_BYTES))
+        train, validation = written.split(shards.TRAIN), written.split(shards.VALIDATION)
         train_documents, validation_documents = (sum(s.documents for s in split) for split in (train, validation))
         if not train_documents or not validation_documents:
             raise UserError(
                 f"--input={args.input}: {train_documents} documents for training and {validation_documents} for "
-                f"validation; give more documents or another --validation_fraction (now {fraction})"
+                f"validation; give more documents or another --validation_fraction (now {job.validation_fraction})"
             )
         with tf.io.gfile.GFile(os.path.join(temporary, shards.VOCABULARY_FILE), "w") as f:
-            f.write("\n".join(vocabulary) + "\n")
-        for shard in [s for s in train if not s.documents]:
-            tf.io.gfile.remove(os.path.join(temporary, shard.file))
-            train.remove(shard)
+            f.write("\n".join(job.vocabulary) + "\n")
+        ordinary = np.array([token not in tokenizer.SPECIAL_TOKENS for token in job.vocabulary])
+        unknown = int(written.counts[job.vocabulary.index(tokenizer.UNKNOWN)])
         shards.Corpus(
-            vocabulary_size=len(vocabulary),
-            vocabulary_sha256=tokenizer.vocabulary_hash(vocabulary),
-            lower_case=lower_case,
+            vocabulary_size=len(job.vocabulary),
+            vocabulary_sha256=tokenizer.vocabulary_hash(job.vocabulary),
+            lower_case=job.lower_case,
             unicode_normalization="NFC",
             seq_length=args.seq_length,
             unknown_tokens=unknown,
-            unigram_entropy=shards.unigram_entropy(counts * ordinary),
-            sources=list(sources.values()),
+            unigram_entropy=shards.unigram_entropy(written.counts * ordinary),
+            sources=[dict(path=os.path.basename(path), documents=written.documents[path]) for path in job.paths],
             train=train,
             validation=validation,
         ).write(temporary)
-        if tf.io.gfile.exists(output_dir):
-            tf.io.gfile.rmtree(output_dir)
-        tf.io.gfile.rename(temporary, output_dir)
+        publish(temporary, output_dir, last=shards.CORPUS_FILE)
     except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+        with contextlib.suppress(tf.errors.OpError):
+            tf.io.gfile.rmtree(temporary)
         raise
     seconds = time.time() - start
     tokens = sum(s.tokens for s in train + validation)
     print(
         f"{output_dir}: {train_documents:,} + {validation_documents:,} documents (training + validation), "
-        f"{tokens:,} tokens in {len(train)} + {len(validation)} shards, {len(vocabulary):,} wordpieces, "
+        f"{tokens:,} tokens in {len(train)} + {len(validation)} shards, {len(job.vocabulary):,} wordpieces, "
         f"{unknown / tokens:.3%} unknown; {seconds:.0f} s, {tokens / seconds:,.0f} tokens/s"
     )
+
+
+def _train_vocabulary(job: "Job", paths: list[str], total_bytes: int, size: int) -> list[str]:
+    """Returns a vocabulary of the documents in `paths`, or of every n-th if there are many."""
+    from shatter_tf.data.tokenizer import train_vocabulary
+
+    stride = max(1, total_bytes // _VOCABULARY_BYTES)
+    with _progress(total_bytes // stride, "training vocabulary") as bar:
+
+        def sample() -> Iterator[str]:
+            for i, document in enumerate(document for path in paths for document in job.documents(path)):
+                if i % stride == 0:
+                    bar.update(len(document.encode()) + 1)
+                    yield document
+
+        return train_vocabulary(sample(), size, job.lower_case)
+
+
+def _write(job: "Job", total_bytes: int, num_workers: int) -> "Written":
+    """Does the whole job on `num_workers` processes of this machine."""
+    import numpy as np
+    import tensorflow as tf
+
+    from shatter_tf.data.shards import Written
+
+    written = Written(job.shards(), dict.fromkeys(job.paths, 0), np.zeros(len(job.vocabulary), np.int64))
+    documents = ((path, document) for path in job.paths for document in job.documents(path))
+    with contextlib.ExitStack() as stack:
+        writers = {
+            key: stack.enter_context(tf.io.TFRecordWriter(os.path.join(job.directory, shard.file)))
+            for key, shard in written.shards.items()
+        }
+        bar = stack.enter_context(_progress(total_bytes, "tokenising"))
+        encode = stack.enter_context(_encoder(job, num_workers))
+        for chunk, (records, counts) in encode(_chunks(documents)):
+            written.counts += counts
+            for (path, document), (record, tokens) in zip(chunk, records, strict=True):
+                if not record:
+                    continue
+                key = job.place(path, document)
+                writers[key].write(record)
+                written.shards[key].documents += 1
+                written.shards[key].tokens += tokens
+                written.documents[path] += 1
+            bar.update(sum(len(document.encode()) + 1 for _, document in chunk))
+    for shard in written.shards.values():
+        if not shard.documents:
+            tf.io.gfile.remove(os.path.join(job.directory, shard.file))
+    return written
 
 
 def _progress(total: int, description: str):
     from tqdm import tqdm
 
     return tqdm(total=total, desc=description, unit="B", unit_scale=True, mininterval=1.0, dynamic_ncols=True)
-
-
-def _counted(documents: Iterator[str], bar) -> Iterator[str]:
-    for document in documents:
-        bar.update(len(document.encode()) + 1)
-        yield document
 
 
 def _chunks(documents: Iterator[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
@@ -183,17 +216,17 @@ def _chunks(documents: Iterator[tuple[str, str]]) -> Iterator[list[tuple[str, st
 
 
 @contextlib.contextmanager
-def _encoder(vocabulary: list[str], lower_case: bool, num_workers: int):
+def _encoder(job: "Job", num_workers: int):
     """Gives a function from chunks of documents to (chunk, records), in order, on `num_workers` processes."""
     if num_workers == 1:
-        _start_worker(vocabulary, lower_case)
+        _start_worker(job)
         yield lambda chunks: ((chunk, _encode([document for _, document in chunk])) for chunk in chunks)
         return
     with concurrent.futures.ProcessPoolExecutor(
         num_workers,
         mp_context=multiprocessing.get_context("spawn"),  # TensorFlow does not survive a fork
         initializer=_start_worker,
-        initargs=(vocabulary, lower_case),
+        initargs=(job,),
     ) as pool:
 
         def encode(chunks):
@@ -212,13 +245,11 @@ def _encoder(vocabulary: list[str], lower_case: bool, num_workers: int):
 _tokenizer = None  # of this worker process
 
 
-def _start_worker(vocabulary: list[str], lower_case: bool) -> None:
+def _start_worker(job: "Job") -> None:
     global _tokenizer
     quieten_libraries()
-    from shatter_tf.data.tokenizer import Tokenizer
-
     quieten_logging()
-    _tokenizer = Tokenizer(vocabulary, lower_case)
+    _tokenizer = job.tokenizer()
 
 
 def _encode(documents: list[str]):

@@ -64,6 +64,14 @@ def test_unseen_labels_are_refused():
         labelled.label_ids(rows, ["x", "y"])
 
 
+def test_labels_as_numbers(loader, tmp_path):
+    write(tmp_path, "train.tsv", "a\t1\nb\t-2.5e-1\nc\t +3 \nd\t0\n")
+    (batch,) = take(loader(labels=[], is_training=False).load(), 9)
+    assert batch["label_ids"].dtype == np.float32
+    assert batch["label_ids"].tolist() == [1.0, -0.25, 3.0, 0.0]
+    assert loader(labels=[]).load().element_spec["label_ids"] == tf.TensorSpec([4], tf.float32)
+
+
 def test_the_file_of_a_split(tmp_path):
     with pytest.raises(UserError, match="no train.tsv, .csv or .jsonl"):
         labelled.find_file(str(tmp_path), "train")

@@ -140,7 +140,7 @@ def test_any_number_of_machines_sees_the_same_global_batch(write_corpus, random_
     ]
     for step, batch in enumerate(whole):
         together = np.concatenate([part[step]["input_word_ids"] for part in parts])
-        assert sorted(together.tolist()) == sorted(batch["input_word_ids"].tolist())
+        np.testing.assert_array_equal(together, batch["input_word_ids"])
 
 
 def test_documents_are_packed_and_numbered(write_corpus):

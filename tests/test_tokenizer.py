@@ -1,5 +1,6 @@
 """The tokenizer: the same ids everywhere, whatever the bytes."""
 
+import numpy as np
 import pytest
 import tensorflow as tf
 
@@ -76,3 +77,31 @@ def test_trained_vocabulary():
     assert "the" in vocabulary
     assert not [piece for piece in vocabulary[5:] if piece != piece.lower()]
     assert any(piece != piece.lower() for piece in tokenizers.train_vocabulary(documents, 60, lower_case=False)[5:])
+
+
+@pytest.mark.parametrize("lower_case", [True, False])
+def test_offsets_lie_between_characters_of_the_text_as_it_was(lower_case):
+    pieces = ["the", "s", "##s", "f", "##i", "ᄒ", "##ᅡ", "##ᆫ", "caf", "##é", "é", "##e", "cafe", "i", "a"]
+    tokenizer = Tokenizer([*SPECIAL_TOKENS, *pieces], lower_case)
+    characters = [*"ßﬁ한aé  \x00\u200b漢İ(😀Å", "e\u0301", "the", "caf"]
+    rng = np.random.default_rng(0)
+    texts = ["", " ", "한", *("".join(rng.choice(characters, rng.integers(12))) for _ in range(500))]
+    ids, begins, ends = tokenizer.tokenize_with_offsets(tf.constant(texts))
+    assert ids.to_list() == tokenizer.tokenize(tf.constant(texts)).to_list()
+    for text, first, last in zip(texts, begins.to_list(), ends.to_list(), strict=True):
+        assert first == sorted(first)
+        assert last == sorted(last)
+        assert all(
+            text.encode()[begin:end].decode().strip(" \x00\u200b") for begin, end in zip(first, last, strict=True)
+        )
+
+
+def test_what_offsets_cut_out():
+    def cut(text, lower_case, *pieces):
+        tokenizer = Tokenizer([*SPECIAL_TOKENS, *pieces], lower_case)
+        _, begins, ends = tokenizer.tokenize_with_offsets(tf.constant([text]))
+        return [text.encode()[b:e].decode() for b, e in zip(begins.to_list()[0], ends.to_list()[0], strict=True)]
+
+    assert cut("Cafe\u0301 ÉTÉ!", True, "cafe", "et", "##e", "!") == ["Cafe\u0301", "ÉT", "É", "!"]
+    assert cut("cafe\u0301s x", False, "caf", "##é", "##s") == ["caf", "e\u0301", "s", "x"]
+    assert cut("ßa 한", True, "s", "##s", "##a", "ᄒ", "##ᅡ", "##ᆫ") == ["ß", "ß", "a", "한", "한", "한"]

@@ -1,4 +1,4 @@
-"""Labelled text from TSV, CSV or JSONL files, or from TensorFlow Datasets, as classification batches.
+"""Labelled text from TSV, CSV or JSONL files, or from TensorFlow Datasets, as batches to classify or regress.
 
 Rows are text<TAB>label or text_a<TAB>text_b<TAB>label (in CSV the same columns; in JSONL the keys text, or text_a and
 text_b, and label). Row g of training, counting from 0 over all epochs, is place g % N of epoch g // N's permutation,
@@ -8,6 +8,7 @@ which is keyed by (seed, epoch): what a step sees is a pure function of (data, s
 import csv
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Iterator
 from typing import Optional
@@ -18,6 +19,7 @@ from official.core import config_definitions as cfg
 from official.nlp.data import data_loader_factory
 
 from shatter_tf.command_line import UserError, nearest
+from shatter_tf.data.batches import order_of_rows, share_of_batches
 from shatter_tf.data.text import read_lines
 from shatter_tf.data.tokenizer import Tokenizer, read_vocabulary
 
@@ -26,7 +28,7 @@ EXTENSIONS = (".tsv", ".csv", ".jsonl")
 
 @dataclasses.dataclass
 class LabelledDataConfig(cfg.DataConfig):
-    """Labelled texts as classification batches.
+    """Labelled texts as batches for classification or, without `labels`, for regression.
 
     Attributes:
       input_path: a .tsv, .csv or .jsonl file; or empty, with `tfds_name` (and `tfds_split`, `tfds_data_dir`) set.
@@ -34,7 +36,8 @@ class LabelledDataConfig(cfg.DataConfig):
       seq_length: longest input in tokens; longer texts are cut.
       vocab_file: the vocabulary the encoder was pretrained with.
       lower_case: whether that vocabulary is uncased.
-      labels: label names in the order of their ids; empty takes them, sorted, from the training rows.
+      labels: label names in the order of their ids; empty takes them, sorted, from the training rows. Without any, as
+        in regression, the rows' labels are numbers.
       text_fields: features of a TFDS dataset that hold the text, or the two texts of a pair; empty takes all strings.
       label_field: feature of a TFDS dataset that holds the label.
       seed: of the order, and in training of the initial weights, too.
@@ -58,12 +61,13 @@ class Row:
     where: str
 
 
-def find_file(data_dir: str, split: str) -> str:
-    """Returns the one labelled file of a split ("train" or "dev") in `data_dir`; raises UserError."""
-    candidates = [os.path.join(data_dir, split + extension) for extension in EXTENSIONS]
+def find_file(data_dir: str, split: str, extensions: tuple[str, ...] = EXTENSIONS) -> str:
+    """Returns the one file of a split ("train" or "dev") in `data_dir`; raises UserError."""
+    candidates = [os.path.join(data_dir, split + extension) for extension in extensions]
     found = [path for path in candidates if tf.io.gfile.exists(path)]
     if len(found) != 1:
-        problem = f"both {found[0]} and {found[1]} exist" if found else f"no {split}.tsv, .csv or .jsonl"
+        choices = f"{', '.join(extensions[:-1])} or {extensions[-1]}"
+        problem = f"both {found[0]} and {found[1]} exist" if found else f"no {split}{choices}"
         raise UserError(f"--data_dir={data_dir}: {problem}")
     return found[0]
 
@@ -182,14 +186,28 @@ def label_ids(rows: list[Row], labels: list[str]) -> np.ndarray:
     return np.array([ids[row.label] for row in rows], np.int32)
 
 
+def label_numbers(rows: list[Row]) -> np.ndarray:
+    """Returns the rows' labels as numbers, float32 [rows]; raises UserError at one that is no finite number."""
+    numbers = np.zeros(len(rows), np.float32)
+    with np.errstate(over="ignore"):
+        for i, row in enumerate(rows):
+            try:
+                numbers[i] = float(row.label)
+            except ValueError:
+                numbers[i] = math.nan
+            if not math.isfinite(numbers[i]):
+                raise UserError(f"{row.where}: the label {row.label!r} is not a finite number")
+    return numbers
+
+
 @data_loader_factory.register_data_loader_cls(LabelledDataConfig)
 class LabelledDataLoader:
-    """Classification batches of labelled text; see the top of this file for their order."""
+    """Batches of labelled text; see the top of this file for their order."""
 
     def __init__(self, params: LabelledDataConfig):
         self.params = params
         rows = load_rows(params)
-        self.label_ids = label_ids(rows, params.labels)
+        self.label_ids = label_ids(rows, params.labels) if params.labels else label_numbers(rows)
         self.texts = [
             np.array([text.encode() for text in column], object)
             for column in zip(*(r.texts for r in rows), strict=True)
@@ -199,29 +217,12 @@ class LabelledDataLoader:
     def load(self, input_context: Optional[tf.distribute.InputContext] = None, start_step: int = 0) -> tf.data.Dataset:
         """Returns batches from step `start_step` on, of this input pipeline's share of the global batch.
 
-        Each is the encoder's inputs, int32 [B, L], and `label_ids`, int32 [B]. In evaluation the last may be smaller.
+        Each is the encoder's inputs, int32 [B, L], and `label_ids`, int32 [B], or float32 [B] where labels are numbers.
+        In evaluation the last may be smaller.
         """
         params = self.params
-        number = len(self.label_ids)
-        batch_size = params.global_batch_size
-        pipelines = pipeline = None
-        if input_context:
-            pipelines, pipeline = input_context.num_input_pipelines, input_context.input_pipeline_id
-            batch_size = input_context.get_per_replica_batch_size(batch_size)
-
-        def permutation(epoch):
-            seed = tf.random.fold_in(tf.constant([params.seed, 0], tf.int64), epoch)
-            return tf.data.Dataset.from_tensor_slices(
-                tf.random.experimental.stateless_shuffle(tf.range(number, dtype=tf.int64), seed)
-            )
-
-        if params.is_training:
-            epoch, place = divmod(start_step * params.global_batch_size, number)
-            rows = tf.data.Dataset.range(epoch, np.iinfo(np.int64).max).flat_map(permutation).skip(place)
-        else:
-            rows = tf.data.Dataset.range(number)
-        if pipelines is not None:
-            rows = rows.shard(pipelines, pipeline)
+        rows = order_of_rows(len(self.label_ids), params, start_step)
+        rows, batch_size = share_of_batches(rows, params.global_batch_size, input_context)
 
         texts = [tf.constant(column) for column in self.texts]
         labels = tf.constant(self.label_ids)

@@ -20,6 +20,7 @@ import tensorflow as tf
 from official.core import config_definitions as cfg
 from official.nlp.data import data_loader_factory
 
+from shatter_tf.data.batches import share_of_batches
 from shatter_tf.data.shards import VOCABULARY_FILE, Corpus
 from shatter_tf.data.tokenizer import SPECIAL_TOKENS, read_vocabulary
 
@@ -189,12 +190,6 @@ class PretrainDataLoader:
         In evaluation the last batch is filled with empty rows of weight 0, so that every shape is static.
         """
         params = self.params
-        batch_size = params.global_batch_size
-        pipelines = pipeline = None
-        if input_context:
-            pipelines, pipeline = input_context.num_input_pipelines, input_context.input_pipeline_id
-            batch_size = input_context.get_per_replica_batch_size(batch_size)
-
         first_row = start_step * params.global_batch_size
         if params.is_training:
             visit, skip = self.locate(first_row)
@@ -213,9 +208,7 @@ class PretrainDataLoader:
             )
             missing = -self.rows_per_epoch % params.global_batch_size
             rows = rows.concatenate(tf.data.Dataset.from_tensors(empty).repeat(missing))
-        rows = rows.enumerate(first_row)
-        if pipelines is not None:
-            rows = rows.shard(pipelines, pipeline)
+        rows, batch_size = share_of_batches(rows.enumerate(first_row), params.global_batch_size, input_context)
 
         ordinary_ids = tf.constant(np.flatnonzero(self.is_ordinary), tf.int32)
         is_ordinary = tf.constant(self.is_ordinary)

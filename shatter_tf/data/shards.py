@@ -8,11 +8,13 @@ import dataclasses
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 
 import numpy as np
 import tensorflow as tf
 
 from shatter_tf.command_line import UserError
+from shatter_tf.data.text import read_documents
 from shatter_tf.data.tokenizer import Tokenizer, read_vocabulary, vocabulary_hash
 
 TRAIN, VALIDATION = "train", "validation"
@@ -88,6 +90,59 @@ def place(document: str, validation_fraction: float, num_shards: int) -> tuple[s
     if int.from_bytes(digest[:8], "big") < validation_fraction * 2**64:
         return VALIDATION, 0
     return TRAIN, int.from_bytes(digest[8:], "big") % num_shards
+
+
+@dataclasses.dataclass
+class Job:
+    """How texts become shards: all that a process, on this machine or another, must know for its share of the work.
+
+    Args:
+      paths: the files, in order.
+      held_out: those of them whose documents are all for validation.
+      layout, errors: as for `text.read_documents`.
+      vocabulary, lower_case: of the tokenizer.
+      validation_fraction: of the documents of the other files.
+      num_shards: for training; some may stay empty.
+      directory: where shards are written.
+    """
+
+    paths: list[str]
+    held_out: list[str]
+    layout: str
+    errors: str
+    vocabulary: list[str]
+    lower_case: bool
+    validation_fraction: float
+    num_shards: int
+    directory: str
+
+    def documents(self, path: str) -> Iterator[str]:
+        return read_documents(path, self.layout, self.errors)
+
+    def tokenizer(self) -> Tokenizer:
+        return Tokenizer(self.vocabulary, self.lower_case)
+
+    def place(self, path: str, document: str) -> tuple[str, int]:
+        return place(document, 1.0 if path in self.held_out else self.validation_fraction, self.num_shards)
+
+    def shards(self) -> dict[tuple[str, int], Shard]:
+        """Returns every shard that `place` can name, by what it returns, empty."""
+        train = {(TRAIN, i): f"train-{i:05d}-of-{self.num_shards:05d}.tfrecord" for i in range(self.num_shards)}
+        names = {**train, (VALIDATION, 0): "validation-00000-of-00001.tfrecord"}
+        return {key: Shard(name) for key, name in names.items()}
+
+
+@dataclasses.dataclass
+class Written:
+    """What became of a Job: its shards, the documents of each path, and how often each wordpiece came."""
+
+    shards: dict[tuple[str, int], Shard]
+    documents: dict[str, int]
+    counts: np.ndarray
+
+    def split(self, name: str) -> list[Shard]:
+        """Returns the shards of TRAIN or VALIDATION that hold anything."""
+        return [shard for (split, _), shard in sorted(self.shards.items()) if split == name and shard.documents]
 
 
 def unigram_entropy(counts: np.ndarray) -> float:

@@ -82,7 +82,7 @@ class Tokenizer(tf.Module):
 
     def __init__(self, vocabulary: list[str], lower_case: bool):
         super().__init__(name="tokenizer")
-        self.vocabulary_size = len(vocabulary)
+        self._vocabulary, self.vocabulary_size = tuple(vocabulary), len(vocabulary)
         self.lower_case = lower_case
         ids = {token: i for i, token in enumerate(vocabulary)}
         self.pad_id, self.unknown_id, self.cls_id, self.sep_id, self.mask_id = (ids[token] for token in SPECIAL_TOKENS)
@@ -96,6 +96,43 @@ class Tokenizer(tf.Module):
         if not self.lower_case:  # lower-casing decomposes the text anyway
             text = tf_text.normalize_utf8(text, "NFC")
         return self._wordpiece.tokenize(text)
+
+    def tokenize_with_offsets(self, text: tf.Tensor) -> tuple[tf.RaggedTensor, tf.RaggedTensor, tf.RaggedTensor]:
+        """Returns the ids of strings [B], and the bytes of `text` at which each of them begins and ends.
+
+        They begin and end between characters: several wordpieces of one character (ß is two in an uncased vocabulary)
+        all span it. Accents belong to the letters that bear them.
+
+        Args:
+          text: valid UTF-8; offsets would not survive mending it.
+
+        Returns:
+          ids, as `tokenize` gives them; begins and ends, ragged int64 [B, tokens].
+
+        Example:
+        >>> tokenizer = Tokenizer([*SPECIAL_TOKENS, "cafe", "##s", "s"], lower_case=True)
+        >>> ids, begins, ends = tokenizer.tokenize_with_offsets(tf.constant(["Cafés ß"]))
+        >>> ids.to_list(), begins.to_list(), ends.to_list()
+        ([[5, 6, 7, 6]], [[0, 5, 7, 7]], [[5, 6, 9, 9]])
+        """
+        if self.lower_case:
+            ids, begins, ends = self._wordpiece.tokenize_with_offsets(text)
+        else:
+            text, offsets_map = tf_text.normalize_utf8_with_offsets_map(text, "NFC")
+            ids, begins, ends = self._wordpiece.tokenize_with_offsets(text)
+            # The operation that maps offsets back fails where a string has none; 0 is one that all have.
+            zeros = tf.zeros([ids.nrows(), 1], tf.int64)
+            begins, ends = (
+                tf_text.find_source_offsets(offsets_map, tf.concat([zeros, offsets], axis=1))[:, 1:]
+                for offsets in (begins, ends)
+            )
+        # Of the pieces of a character only the last has a length; the others take its end, the first beyond their own.
+        # One search does for all strings when their offsets are set apart.
+        rows = ends.value_rowids()
+        apart = rows * (tf.reduce_max(tf.concat([[0], ends.flat_values], axis=0)) + 1)
+        last = tf.searchsorted(ends.flat_values + apart, begins.flat_values + apart, side="right", out_type=tf.int64)
+        last = tf.minimum(last, tf.gather(ends.row_limits(), rows) - 1)
+        return ids, begins, ends.with_flat_values(tf.gather(ends.flat_values, last))
 
     def encode(self, text: tf.Tensor, pair: Optional[tf.Tensor], seq_length: int) -> dict[str, tf.RaggedTensor]:
         """Returns [CLS] text [SEP] or [CLS] text [SEP] pair [SEP], at most `seq_length` ids long.
@@ -116,9 +153,57 @@ class Tokenizer(tf.Module):
         >>> encoded["input_word_ids"].to_list(), encoded["input_type_ids"].to_list()
         ([[2, 5, 5, 5, 3, 6, 3]], [[0, 0, 0, 0, 0, 1, 1]])
         """
-        segments = [self.tokenize(text)] if pair is None else [self.tokenize(text), self.tokenize(pair)]
+        return self._combine([self.tokenize(part) for part in (text, pair) if part is not None], seq_length)
+
+    def encode_with_masks(self, text: tf.Tensor, seq_length: int) -> dict[str, tf.RaggedTensor]:
+        """Returns what `encode` does for texts alone, in which each "[MASK]" is that token.
+
+        Example:
+        >>> tokenizer = Tokenizer([*SPECIAL_TOKENS, "a", "b"], lower_case=True)
+        >>> tokenizer.encode_with_masks(tf.constant(["a [MASK] b", ""]), 8)["input_word_ids"].to_list()
+        [[2, 5, 4, 6, 3], [2, 3]]
+        """
+        pieces = tf.strings.split(text, MASK)
+        tokens = self.tokenize(pieces.flat_values)
+        masks = tf.fill([tokens.nrows(), 1], self.mask_id)
+        # One before each piece; the first of a text is one too many.
+        tokens = pieces.with_flat_values(tf.concat([masks, tokens], axis=1)).merge_dims(1, 2)[:, 1:]
+        return self._combine([tokens], seq_length)
+
+    def encode_words(
+        self, words: tf.RaggedTensor, seq_length: int
+    ) -> tuple[dict[str, tf.RaggedTensor], tf.RaggedTensor]:
+        """Returns [CLS] words [SEP], at most `seq_length` ids long, and where in it each word begins.
+
+        Every word has a wordpiece: one of nothing that a tokenizer keeps (a control character, say) is unknown.
+
+        Args:
+          words: strings, ragged [B, words].
+          seq_length: longest result, special tokens included.
+
+        Returns:
+          what `encode` does; and the places of the words' first wordpieces, ragged int64 [B, <= words], without those
+          that are cut off.
+
+        Example:
+        >>> tokenizer = Tokenizer([*SPECIAL_TOKENS, "a", "b", "##s"], lower_case=True)
+        >>> encoded, first = tokenizer.encode_words(tf.ragged.constant([["as", "b", "as"], ["b"]]), 6)
+        >>> encoded["input_word_ids"].to_list(), first.to_list()
+        ([[2, 5, 7, 6, 5, 3], [2, 6, 3]], [[1, 3, 4], [1]])
+        """
+        pieces = self.tokenize(words.flat_values)
+        empty = tf.cast(pieces.row_lengths() == 0, tf.int64)
+        unknown = tf.RaggedTensor.from_row_lengths(tf.fill([tf.reduce_sum(empty)], self.unknown_id), empty)
+        pieces = tf.concat([pieces, unknown], axis=1)
+        tokens = words.with_flat_values(pieces).merge_dims(1, 2)
+        # The pieces of each word come after those of all before it, less those of the sentences before.
+        first = pieces.row_starts() - tf.gather(tokens.row_starts(), words.value_rowids()) + 1
+        first = tf.ragged.boolean_mask(words.with_flat_values(first), words.with_flat_values(first < seq_length - 1))
+        return self._combine([tokens], seq_length), first
+
+    def _combine(self, segments: list[tf.RaggedTensor], seq_length: int) -> dict[str, tf.RaggedTensor]:
         budget = seq_length - 1 - len(segments)
-        if pair is None:
+        if len(segments) == 1:
             limits = [budget]
         else:
             first, second = (segment.row_lengths() for segment in segments)
@@ -126,6 +211,15 @@ class Tokenizer(tf.Module):
         segments = [_truncate(segment, limit) for segment, limit in zip(segments, limits, strict=True)]
         word_ids, type_ids = tf_text.combine_segments(segments, self.cls_id, self.sep_id)
         return dict(input_word_ids=word_ids, input_type_ids=type_ids)
+
+    def wordpieces(self, ids: tf.Tensor) -> tf.Tensor:
+        """Returns the wordpieces, strings, of ids of any shape."""
+        return tf.gather(tf.constant(self._vocabulary), ids)
+
+    def is_ordinary(self, size: int) -> tf.Tensor:
+        """Returns for the ids 0 … size - 1 whether they are wordpieces and no special tokens, bool [size]."""
+        ordinary = tf.constant([token not in SPECIAL_TOKENS for token in self._vocabulary])
+        return tf.concat([ordinary, tf.zeros([size - self.vocabulary_size], tf.bool)], axis=0)
 
     def pad(self, encoded: dict[str, tf.RaggedTensor], length: Optional[int] = None) -> dict[str, tf.Tensor]:
         """Returns the encoder's inputs, int32 [B, length], padded; `length` None is the batch's longest."""

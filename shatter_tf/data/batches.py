@@ -1,0 +1,58 @@
+"""The order of rows in fine-tuning, and how machines and replicas share the rows of a global batch."""
+
+from typing import Optional
+
+import numpy as np
+import tensorflow as tf
+from official.core import config_definitions as cfg
+
+
+def order_of_rows(number: int, params: cfg.DataConfig, start_step: int) -> tf.data.Dataset:
+    """Returns the numbers, int64, of the rows of every batch from step `start_step` on.
+
+    Row g of training, counting from 0 over all epochs, is place g % number of epoch g // number's permutation, which is
+    keyed by (`params.seed`, epoch). Evaluation sees every row once, in order.
+
+    Args:
+      number: of all rows.
+      params: of the data: `is_training`, `global_batch_size`, `seed`.
+      start_step: the step that comes first, counted from 0; evaluation has none.
+    """
+    if not params.is_training:
+        return tf.data.Dataset.range(number)
+
+    def permutation(epoch):
+        seed = tf.random.fold_in(tf.constant([params.seed, 0], tf.int64), epoch)
+        rows = tf.random.experimental.stateless_shuffle(tf.range(number, dtype=tf.int64), seed)
+        return tf.data.Dataset.from_tensor_slices(rows)
+
+    epoch, place = divmod(start_step * params.global_batch_size, number)
+    return tf.data.Dataset.range(epoch, np.iinfo(np.int64).max).flat_map(permutation).skip(place)
+
+
+def share_of_batches(
+    rows: tf.data.Dataset, global_batch_size: int, input_context: Optional[tf.distribute.InputContext]
+) -> tuple[tf.data.Dataset, int]:
+    """Returns the rows of each global batch that one input pipeline reads, and the size of a replica's batch.
+
+    Replica r of n takes the r-th of n equal, contiguous shares: what it sees, and what dropout hides of it, does not
+    depend on how replicas are spread over machines.
+
+    Args:
+      rows: all rows, in the order of the global batches.
+      global_batch_size: a multiple of the number of replicas.
+      input_context: which of how many pipelines this is; None when there is one.
+
+    Example:
+    >>> context = tf.distribute.InputContext(num_input_pipelines=2, input_pipeline_id=1, num_replicas_in_sync=4)
+    >>> rows, batch_size = share_of_batches(tf.data.Dataset.range(16), 8, context)
+    >>> [int(row) for row in rows], batch_size
+    ([4, 5, 6, 7, 12, 13, 14, 15], 2)
+    """
+    if input_context is None:
+        return rows, global_batch_size
+    pipelines, pipeline = input_context.num_input_pipelines, input_context.input_pipeline_id
+    if pipelines > 1:
+        share = global_batch_size // pipelines
+        rows = rows.enumerate().filter(lambda i, row: i // share % pipelines == pipeline).map(lambda i, row: row)
+    return rows, input_context.get_per_replica_batch_size(global_batch_size)

@@ -1,0 +1,51 @@
+"""`prepare` as a Beam pipeline, against `prepare` on this machine."""
+
+import gzip
+
+import pytest
+
+from shatter_tf import prepare
+from shatter_tf.command_line import UserError
+
+
+@pytest.fixture
+def corpus(tmp_path, vocab_file, monkeypatch):
+    """Returns a function that prepares three files, one of them gzipped, into a directory of a given name."""
+    monkeypatch.setattr(prepare, "_SHARD_BYTES", 1500)
+    monkeypatch.setattr(prepare, "_CHUNK_CHARACTERS", 500)
+    directory = tmp_path / "text"
+    directory.mkdir()
+    texts = [[f"the {word} cat sat{i}\nunder a tree" for i in range(80)] for word in ("big", "small", "old")]
+    for i, documents in enumerate(texts[:2]):
+        (directory / f"{i}.txt").write_text("\n\n".join([*documents, documents[0], "..."]))
+    with gzip.open(directory / "2.txt.gz", "wt") as f:
+        f.write("\n\n".join(texts[2]))
+
+    def run(name, *flags):
+        flags = [f"--output_dir={tmp_path / name}", f"--vocab_file={vocab_file}", "--num_workers=1", *flags]
+        prepare.main([f"--input={directory}/*", *flags])
+        return {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
+
+    return run
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+def test_a_beam_pipeline_writes_the_same_bytes(corpus, tmp_path, held_out):
+    flags = ["--validation_fraction=0.1"]
+    if held_out:
+        (tmp_path / "dev.text").write_text("the old mat\n\na red dog\n\nthe old mat\n")
+        flags = [f"--validation_input={tmp_path}/dev.text"]
+    here, there = corpus("here", *flags), corpus("there", *flags, "--runner=beam")
+    assert len([name for name in here if name.startswith("train-")]) > 2
+    assert here == there
+
+
+def test_what_stops_a_pipeline_is_one_line_and_leaves_nothing(corpus, tmp_path):
+    (tmp_path / "text/3.txt").write_bytes(b"the cat\n\n\xff\n")
+    before = sorted(path.name for path in tmp_path.iterdir())
+    with pytest.raises(UserError, match=r"^--runner=beam: the pipeline failed: .*3.txt: invalid UTF-8 at byte 9") as e:
+        corpus("there", "--runner=beam")
+    assert "\n" not in str(e.value)
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    with pytest.raises(UserError, match="--beam_options: they need --runner=beam"):
+        corpus("there", "--beam_options=--runner=FlinkRunner")
