@@ -4,12 +4,15 @@ Later ones win: the experiment's defaults; the encoder of --init_checkpoint; --c
 still unset then follows from the data and from train_steps.
 """
 
+import collections.abc
 import copy
 import dataclasses
+import itertools
 import os
 import re
 import types
 import typing
+from collections.abc import Iterable
 from typing import Any, Optional
 
 import tensorflow as tf
@@ -18,16 +21,18 @@ from official.core import config_definitions as cfg
 from official.core import exp_factory
 from official.modeling import hyperparams
 
+from shatter_tf import distribution
 from shatter_tf import model_dir as model_dirs
 from shatter_tf.baselines import BertConfig
 from shatter_tf.command_line import UserError, nearest
 from shatter_tf.config import ShatterConfig
-from shatter_tf.data import labelled
+from shatter_tf.data import labelled, question_answering, tagging
 from shatter_tf.data.shards import VOCABULARY_FILE, Corpus
 from shatter_tf.data.tokenizer import read_vocabulary
 from shatter_tf.encoder import feed_forward_activation
 from shatter_tf.experiments import NAMES
 from shatter_tf.model_dir import Run
+from shatter_tf.tasks import OPTIMIZERS, QuestionAnsweringConfig, RegressConfig
 
 _SHARED_ENCODER_FIELDS = [
     field.name for field in dataclasses.fields(BertConfig) if hasattr(ShatterConfig(), field.name)
@@ -40,12 +45,20 @@ _SHARED_DATA_FIELDS = [
     "max_predictions_per_seq",
     "vocab_file",
     "lower_case",
+    "doc_stride",
+    "max_query_length",
     "labels",
     "text_fields",
     "label_field",
     "tfds_name",
     "tfds_data_dir",
 ]
+
+
+_POSITIVE = (
+    *("train_steps", "steps_per_loop", "checkpoint_interval", "validation_interval", "summary_interval"),
+    *("accumulation_steps", "max_skipped_steps", "max_to_keep"),
+)
 
 
 class _YamlLoader(yaml.SafeLoader):
@@ -117,10 +130,20 @@ def _check_keys(config: hyperparams.Config, settings: dict, where: str, path: st
                 raise UserError(f"{where}: {name} holds settings of its own ({', '.join(current.as_dict())})")
             _check_keys(current, value, where, name + ".")
         elif isinstance(value, dict):
-            if hints.get(key) in (int, float, bool, str):
-                raise UserError(f"{where}: {name} is a single value")
+            parts = typing.get_args(hints.get(key)) or (hints.get(key),)
+            if not any(isinstance(part, type) and issubclass(part, hyperparams.Config) for part in parts):
+                raise UserError(f"{where}: {name} has no settings of its own")
+        elif key == "type" and isinstance(config, hyperparams.OneOfConfig) and value not in _choices(config):
+            choices = _choices(config)
+            raise UserError(f"{where}: {name}={value!r}: there are {', '.join(filter(None, choices))}")
         elif not _fits(value, hints.get(key, Any)):
             raise UserError(f"{where}: {name}={value!r} is not {_TYPE_NAMES.get(hints[key], 'of the right type')}")
+
+
+def _choices(config: hyperparams.OneOfConfig) -> list[Optional[str]]:
+    """Returns what `type` may be: one of the config's parts, or None where that is its default."""
+    parts = [key for key, value in config.__dict__.items() if isinstance(value, hyperparams.Config)]
+    return [*parts, *([None] if type(config)().type is None else [])]
 
 
 _TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
@@ -135,7 +158,7 @@ def _fits(value, hint) -> bool:
         return isinstance(value, int) and not isinstance(value, bool)
     if hint in (bool, str, type(None)):
         return isinstance(value, hint)
-    if typing.get_origin(hint) in (list, tuple):
+    if typing.get_origin(hint) in (list, tuple, collections.abc.Sequence):
         return isinstance(value, (list, tuple))
     return True
 
@@ -151,6 +174,10 @@ def _override_all(params: cfg.ExperimentConfig, config_file: Optional[str], para
     in_flag = parse_override(params_override)
     _override(params, in_file, f"--config_file={config_file}")
     _override(params, in_flag, "--params_override")
+    for name in ("train_data", "validation_data"):
+        path = getattr(params.task, name).input_path
+        if not isinstance(path, str):
+            raise UserError(f"task.{name}.input_path={path}: one path is read")
     return merge(in_file, in_flag)
 
 
@@ -182,7 +209,12 @@ def resolve(
             task.train_data.lower_case = initial.lower_case
     explicit = _override_all(params, config_file, params_override)
 
-    load_data = _load_corpus if experiment == "shatter/pretrain" else _load_labelled
+    loaders = {
+        "shatter/pretrain": _load_corpus,
+        "shatter/tag": _load_tagged,
+        "shatter/question_answering": _load_questions,
+    }
+    load_data = loaders.get(experiment, _load_labelled)
     vocabulary, lower_case = load_data(params, explicit, data_dir, initial)
     if initial and initial.vocabulary != vocabulary:
         raise UserError(f"--init_checkpoint={init_checkpoint}: its vocabulary is not the one of this run")
@@ -233,15 +265,21 @@ def _load_corpus(params, explicit, data_dir, initial) -> tuple[list[str], bool]:
     return read_vocabulary(os.path.join(train.input_path, VOCABULARY_FILE)), corpus.lower_case
 
 
-def _load_labelled(params, explicit, data_dir, initial) -> tuple[list[str], bool]:
-    train, validation = params.task.train_data, params.task.validation_data
+def _load_vocabulary(params, initial) -> list[str]:
+    """Returns the vocabulary that fine-tuning goes by: the one it is told of, or that of --init_checkpoint."""
+    train = params.task.train_data
     if not train.vocab_file:
         if not initial:
             raise UserError(
                 "no vocabulary: give --init_checkpoint, or task.train_data.vocab_file to train from scratch"
             )
         train.vocab_file = os.path.join(params.task.init_checkpoint, VOCABULARY_FILE)
-    vocabulary = read_vocabulary(train.vocab_file)
+    return read_vocabulary(train.vocab_file)
+
+
+def _load_labelled(params, explicit, data_dir, initial) -> tuple[list[str], bool]:
+    train, validation = params.task.train_data, params.task.validation_data
+    vocabulary = _load_vocabulary(params, initial)
     _share_with_validation(params.task, explicit)
     if train.tfds_name:
         train.tfds_split = train.tfds_split or "train"
@@ -255,21 +293,79 @@ def _load_labelled(params, explicit, data_dir, initial) -> tuple[list[str], bool
             f"{validation_rows[0].where}: texts and pairs of texts cannot be mixed with {train_rows[0].where}"
         )
     params.task.pairs = len(train_rows[0].texts) == 2
-    train.labels = list(train.labels) or sorted({row.label for row in train_rows})
-    validation.labels = train.labels
-    for rows in (train_rows, validation_rows):
-        labelled.label_ids(rows, train.labels)
-    if len(train.labels) < 2:
-        raise UserError(
-            f"{train_rows[0].where}: every row has the label {train.labels[0]!r}; there is nothing to learn"
-        )
     if train.global_batch_size > len(train_rows):
         raise UserError(f"{len(train_rows)} training rows are fewer than global_batch_size={train.global_batch_size}")
+    if isinstance(params.task, RegressConfig):
+        if train.labels or validation.labels:
+            raise UserError("task.train_data.labels: regression is to numbers, which have no names; leave it out")
+        outputs, what = 1, "a number for each row"
+        for rows in (train_rows, validation_rows):
+            labelled.label_numbers(rows)
+    else:
+        train.labels = validation.labels = _labels(train, train_rows[0].where, (row.label for row in train_rows))
+        outputs, what = len(train.labels), f"{len(train.labels)} labels"
+        for rows in (train_rows, validation_rows):
+            labelled.label_ids(rows, train.labels)
     model = params.task.model
-    model.num_classes = model.num_classes or len(train.labels)
-    if model.num_classes != len(train.labels):
-        raise UserError(f"task.model.num_classes={model.num_classes}, but the data has {len(train.labels)} labels")
+    model.num_classes = model.num_classes or outputs
+    if model.num_classes != outputs:
+        raise UserError(f"task.model.num_classes={model.num_classes}, but the data has {what}")
     return vocabulary, train.lower_case
+
+
+def _labels(train: cfg.DataConfig, where: str, labels: Iterable[str]) -> list[str]:
+    """Returns the label names in the order of their ids; raises UserError if there is but one."""
+    names = list(train.labels) or sorted(set(labels))
+    if len(names) < 2:
+        raise UserError(f"{where}: every row has the label {names[0]!r}; there is nothing to learn")
+    return names
+
+
+def _load_tagged(params, explicit, data_dir, initial) -> tuple[list[str], bool]:
+    task = params.task
+    train, validation = task.train_data, task.validation_data
+    vocabulary = _load_vocabulary(params, initial)
+    _share_with_validation(task, explicit)
+    if data_dir:
+        train.input_path = train.input_path or labelled.find_file(data_dir, "train", tagging.EXTENSIONS)
+        validation.input_path = validation.input_path or labelled.find_file(data_dir, "dev", tagging.EXTENSIONS)
+    if not train.input_path or not validation.input_path:
+        raise UserError("no tagged sentences: give --data_dir, with train and dev files (.tsv or .jsonl)")
+    sentences, validation_sentences = (tagging.read_sentences(data.input_path) for data in (train, validation))
+    if train.global_batch_size > len(sentences):
+        raise UserError(
+            f"{len(sentences)} training sentences are fewer than global_batch_size={train.global_batch_size}"
+        )
+    train.labels = train.labels or task.class_names or []
+    tags = itertools.chain.from_iterable(sentence.tags for sentence in sentences)
+    task.class_names = train.labels = validation.labels = _labels(train, train.input_path, tags)
+    for part in (sentences, validation_sentences):
+        tagging.tag_ids(part, train.labels)
+    return vocabulary, train.lower_case
+
+
+def _load_questions(params, explicit, data_dir, initial) -> tuple[list[str], bool]:
+    task, found = params.task, {}
+    vocabulary = _load_vocabulary(params, initial)
+    _share_with_validation(task, explicit)
+    for data, file in ((task.train_data, "train.json"), (task.validation_data, "dev.json")):
+        data.input_path = data.input_path or (os.path.join(data_dir, file) if data_dir else "")
+        if not data.input_path:
+            raise UserError("no questions: give --data_dir, with train.json and dev.json in SQuAD's format")
+        found[file] = squad = question_answering.read_squad(data.input_path)
+        if squad.misplaced:
+            print(
+                f"{squad.path}: the texts of {len(squad.misplaced)} answers, the first of question "
+                f"{squad.misplaced[0]!r}, do not stand at their answer_start; nothing is learnt from them",
+                flush=True,
+            )
+    task.version_2_with_negative = found["train.json"].some_unanswerable
+    if found["dev.json"].some_unanswerable and not task.version_2_with_negative:
+        raise UserError(
+            f"{task.validation_data.input_path}: some of its questions have no answer, as in SQuAD 2.0, but all of "
+            f"{task.train_data.input_path} have one; give both in the same version"
+        )
+    return vocabulary, task.train_data.lower_case
 
 
 def _derive_encoder(params: cfg.ExperimentConfig, explicit: dict, vocabulary_size: int) -> None:
@@ -294,6 +390,7 @@ def _derive_encoder(params: cfg.ExperimentConfig, explicit: dict, vocabulary_siz
 def _derive_trainer(params: cfg.ExperimentConfig) -> None:
     """Sets what is unset of schedule and intervals from train_steps."""
     trainer = params.trainer
+    trainer.best_checkpoint_eval_metric = trainer.best_checkpoint_eval_metric or params.task.main_metric
     steps = trainer.train_steps
     rate, warmup = trainer.optimizer_config.learning_rate.get(), trainer.optimizer_config.warmup.get()
     if getattr(rate, "decay_steps", 0) is None:
@@ -336,12 +433,43 @@ def _problems(params: cfg.ExperimentConfig, vocabulary_size: int) -> list[str]:
             found.append(f"task.{name}.seq_length={data.seq_length} is less than 8")
         elif longest and data.seq_length > longest:
             found.append(f"task.{name}.seq_length={data.seq_length} is longer than the encoder's {longest} positions")
+        if data.enable_tf_data_service:
+            found.append(
+                f"task.{name}.enable_tf_data_service: batches are a function of the step here, which a service does "
+                "not keep, and the loader is no bottleneck (docs/performance.md); leave it out"
+            )
         if not 0 < getattr(data, "mask_rate", 0.15) < 1:
             found.append(f"task.{name}.mask_rate={data.mask_rate} is not between 0 and 1")
+        if isinstance(task, QuestionAnsweringConfig):
+            found += [
+                f"task.{name}.{key}={getattr(data, key)} is not positive"
+                for key in ("doc_stride", "max_query_length")
+                if getattr(data, key) < 1
+            ]
+            room = data.seq_length - data.max_query_length - 3
+            if room < task.max_answer_length:
+                found.append(
+                    f"task.{name}.seq_length={data.seq_length} leaves {room} tokens of context beside a question of "
+                    f"max_query_length={data.max_query_length}, fewer than task.max_answer_length="
+                    f"{task.max_answer_length}: raise the first or lower the others"
+                )
         predictions = getattr(data, "max_predictions_per_seq", 0)
         if not 0 <= predictions <= data.seq_length:
             found.append(f"task.{name}.max_predictions_per_seq={predictions} is not between 0 and seq_length")
-    for name in ("train_steps", "steps_per_loop", "checkpoint_interval", "validation_interval", "summary_interval"):
+    for name in ("n_best_size", "max_answer_length"):
+        if getattr(task, name, 1) < 1:
+            found.append(f"task.{name}={getattr(task, name)} is not positive")
+    metric_types = getattr(task, "metric_types", ())
+    if metric_types and task.metric_type not in metric_types:
+        found.append(
+            f"task.metric_type={task.metric_type}: use {' or '.join(metric_types)}"
+            f"{nearest(task.metric_type, metric_types)}"
+        )
+    elif metric_types and task.metric_type == "f1" and task.model.num_classes != 2:
+        found.append(f"task.metric_type=f1 is of two labels, but the data has {task.model.num_classes}")
+    if not 0 <= getattr(task.model, "head_dropout", 0) < 1:
+        found.append(f"task.model.head_dropout={task.model.head_dropout} is not in [0, 1)")
+    for name in _POSITIVE:
         if getattr(trainer, name) < 1:
             found.append(f"trainer.{name}={getattr(trainer, name)} is not positive")
     for name in ("checkpoint_interval", "validation_interval"):
@@ -349,9 +477,21 @@ def _problems(params: cfg.ExperimentConfig, vocabulary_size: int) -> list[str]:
             found.append(
                 f"trainer.{name}={getattr(trainer, name)} is not a multiple of steps_per_loop={trainer.steps_per_loop}"
             )
-    if runtime.mixed_precision_dtype not in (None, "float32", "bfloat16"):
-        found.append(f"runtime.mixed_precision_dtype={runtime.mixed_precision_dtype}: use float32 or bfloat16")
-    gpus = len(tf.config.list_physical_devices("GPU"))
-    if runtime.num_gpus > gpus:
-        found.append(f"runtime.num_gpus={runtime.num_gpus}, but this machine has {gpus}")
+    if runtime.mixed_precision_dtype not in (None, "float32", "bfloat16", "float16"):
+        found.append(f"runtime.mixed_precision_dtype={runtime.mixed_precision_dtype}: use float32, bfloat16, float16")
+    optimizer = trainer.optimizer_config
+    for kind in ("learning_rate", "warmup"):
+        for name, value in (getattr(optimizer, kind).get() or hyperparams.Config()).as_dict().items():
+            if (name.endswith("decay_steps") and value < 1) or (name == "warmup_steps" and value < 0):
+                found.append(
+                    f"trainer.optimizer_config.{kind}.{getattr(optimizer, kind).type}.{name}={value} is too few"
+                )
+    if optimizer.optimizer.type not in OPTIMIZERS:
+        found.append(
+            f"trainer.optimizer_config.optimizer.type={optimizer.optimizer.type}: use {', '.join(OPTIMIZERS)}, whose "
+            "gradients can be summed and clipped before they are applied"
+        )
+    if optimizer.ema is not None:
+        found.append("trainer.optimizer_config.ema: its optimizer cannot skip steps that are not finite; leave it out")
+    found += distribution.problems(runtime)
     return found

@@ -1,15 +1,19 @@
 """Model Garden's tasks, with what they lack: losses that are exact, restores that are strict, data that resumes."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Optional
 
+import numpy as np
 import tensorflow as tf
 import tf_keras
-from official.core import task_factory
+from official.core import base_task, task_factory
 from official.nlp.configs import bert, encoders
 from official.nlp.data import data_loader_factory
 from official.nlp.modeling import models
-from official.nlp.tasks import masked_lm, sentence_prediction
+from official.nlp.tasks import masked_lm, question_answering, sentence_prediction, tagging
+from scipy import stats
+from sklearn import metrics as sklearn_metrics
 
 from shatter_tf import encoder as _  # noqa: F401  binds ShatterEncoder to ShatterConfig
 from shatter_tf.baselines import BertBaseline, BertConfig
@@ -17,6 +21,15 @@ from shatter_tf.checkpoints import restore_pretrained
 from shatter_tf.config import ShatterConfig
 from shatter_tf.data.labelled import LabelledDataConfig
 from shatter_tf.data.pretraining import PretrainDataConfig
+from shatter_tf.data.question_answering import QuestionAnsweringDataConfig, answer_scores, best_spans
+from shatter_tf.data.tagging import NO_TAG, TaggingDataConfig, is_iob
+
+# Nothing of ours, or of Model Garden's that we use, branches on a tensor in Python. Rewriting it all to find that out
+# would be most of the time from a command to its first step.
+without_autograph = tf.autograph.experimental.do_not_convert
+
+# Those of Model Garden's that take gradients which are summed already; Keras's loss scaling asks that of them.
+OPTIMIZERS = ("adamw", "adam", "lamb", "lars", "sgd", "rmsprop", "adagrad")
 
 
 @dataclasses.dataclass
@@ -34,8 +47,11 @@ def build_encoder(config: EncoderConfig, use_pooler: bool) -> tf_keras.layers.La
         raise ValueError(f"encoder.type={config.type} cannot keep packed documents apart; use any or bert")
     settings = config.get()
     encoder = settings.BUILDER(settings)
-    if isinstance(encoder, BertBaseline) and not use_pooler:
-        encoder.freeze_pooler()
+    if not use_pooler:
+        if isinstance(encoder, BertBaseline):
+            encoder.freeze_pooler()
+        elif encoder.pooler is not None:
+            encoder.pooler.trainable = False
     return encoder
 
 
@@ -46,6 +62,8 @@ class PretrainConfig(masked_lm.MaskedLMConfig):
     Attributes:
       sanity_steps: after so many steps the run warns if the loss is still the entropy of single wordpieces; 0 never.
     """
+
+    main_metric = "masked_lm_accuracy"
 
     sanity_steps: int = 1000
     model: bert.PretrainerConfig = dataclasses.field(
@@ -62,10 +80,14 @@ class ClassifyConfig(sentence_prediction.SentencePredictionConfig):
     """Classification of texts or pairs of texts.
 
     Attributes:
+      metric_type: what is reported beside accuracy and picks the best checkpoint: accuracy (nothing else), f1 (of two
+        labels, for the second one) or matthews_corrcoef.
       pairs: whether each input is two texts; follows from the data.
       restore_weights: False takes the vocabulary and the encoder's settings from `init_checkpoint`, but random weights:
         what the same fine-tuning reaches without pretraining.
     """
+
+    metric_types = ("accuracy", "f1", "matthews_corrcoef")
 
     pairs: bool = False
     restore_weights: bool = True
@@ -77,28 +99,163 @@ class ClassifyConfig(sentence_prediction.SentencePredictionConfig):
         default_factory=lambda: LabelledDataConfig(is_training=False, drop_remainder=False)
     )
 
+    @property
+    def main_metric(self) -> str:
+        """What picks the best checkpoint, unless `trainer.best_checkpoint_eval_metric` is set."""
+        return "cls_accuracy" if self.metric_type == "accuracy" else self.metric_type
+
+
+@dataclasses.dataclass
+class RegressConfig(ClassifyConfig):
+    """Texts or pairs of texts to a number each, by least squares."""
+
+    metric_types = ("pearson_spearman_corr",)
+
+    metric_type: str = "pearson_spearman_corr"
+
+
+@dataclasses.dataclass
+class QuestionAnsweringConfig(question_answering.QuestionAnsweringConfig):
+    """Extractive question answering: the answer is a span of the context.
+
+    Attributes:
+      version_2_with_negative: whether a context may hold no answer, as in SQuAD 2.0; follows from the training data.
+      n_best_size, max_answer_length: as in `best_spans`.
+      null_score_diff_threshold: with `version_2_with_negative`, a question is left unanswered when no answer scores
+        that much more than the best one.
+    """
+
+    main_metric = "f1"
+
+    version_2_with_negative: bool = False
+    model: question_answering.ModelConfig = dataclasses.field(
+        default_factory=lambda: question_answering.ModelConfig(encoder=EncoderConfig())
+    )
+    train_data: QuestionAnsweringDataConfig = dataclasses.field(
+        default_factory=lambda: QuestionAnsweringDataConfig(is_training=True)
+    )
+    validation_data: QuestionAnsweringDataConfig = dataclasses.field(
+        default_factory=lambda: QuestionAnsweringDataConfig(is_training=False, drop_remainder=False)
+    )
+
+
+@dataclasses.dataclass
+class TagConfig(tagging.TaggingConfig):
+    """A tag for each word. `class_names` are the tags, which follow from the data."""
+
+    model: tagging.ModelConfig = dataclasses.field(default_factory=lambda: tagging.ModelConfig(encoder=EncoderConfig()))
+    train_data: TaggingDataConfig = dataclasses.field(default_factory=lambda: TaggingDataConfig(is_training=True))
+    validation_data: TaggingDataConfig = dataclasses.field(
+        default_factory=lambda: TaggingDataConfig(is_training=False, drop_remainder=False)
+    )
+
+    @property
+    def main_metric(self) -> str:
+        """What picks the best checkpoint, unless `trainer.best_checkpoint_eval_metric` is set."""
+        return "f1" if is_iob(self.train_data.labels) else "accuracy"
+
 
 class _Task:
-    """What both tasks do otherwise than Model Garden's: data from a given step on, and dense gradients."""
+    """What all tasks do otherwise than Model Garden's: data from a given step on, and a step of the global batch."""
 
-    start_step = 0  # the driver sets it to the step of the checkpoint it resumes from
+    # The driver sets these: the step of the checkpoint it resumes from, and trainer.accumulation_steps.
+    start_step = 0
+    accumulation_steps = 1
+
+    # The names of the metrics that `reduce_aggregated_logs` reckons from all predictions of an evaluation.
+    aggregated_metrics = ()
 
     def build_inputs(self, params, input_context: Optional[tf.distribute.InputContext] = None):
         loader = data_loader_factory.get_data_loader(params)
         return loader.load(input_context, self.start_step if params.is_training else 0)
 
+    @classmethod
+    def create_optimizer(cls, optimizer_config, runtime_config=None, dp_config=None):
+        """Returns Model Garden's optimizer, made to skip steps whose gradients are not finite.
+
+        That is what Keras's loss scaling does. Only float16 needs the scale itself; for the others it stays 1.
+        """
+        optimizer = super().create_optimizer(optimizer_config, runtime_config, dp_config)
+        if isinstance(optimizer, tf_keras.mixed_precision.LossScaleOptimizer):
+            return optimizer
+        never = 2**31 - 1
+        return tf_keras.mixed_precision.LossScaleOptimizer(optimizer, initial_scale=1.0, dynamic_growth_steps=never)
+
+    def initialize(self, model):
+        """Restores the encoder from `init_checkpoint`, if there is one."""
+        if self.task_config.init_checkpoint:
+            items = dict(encoder=model.checkpoint_items["encoder"])
+            restore_pretrained(items, self.task_config.init_checkpoint, model)
+
+    def weight(self, inputs) -> tf.Tensor:
+        """Returns how much a batch counts in the mean loss of several, float32 []."""
+        raise NotImplementedError
+
+    @without_autograph
     def train_step(self, inputs, model, optimizer, metrics=None):
-        with tf.GradientTape() as tape:
-            outputs = model(inputs, training=True)
-            loss = self.build_losses(inputs, outputs, metrics=metrics, aux_losses=model.losses)
-            # The optimizer sums gradients over replicas.
-            scaled_loss = loss / tf.distribute.get_strategy().num_replicas_in_sync
+        """Takes one step down the gradient of the mean loss over the global batch.
+
+        The step is the same however many replicas share that batch, and in however many parts each of them takes its
+        share (`accumulation_steps`, to save memory): losses are divided by the weight of the whole batch, and gradients
+        clipped after they are summed.
+
+        Args:
+          inputs: this replica's share, tensors [B, …]; accumulation_steps divides B.
+          model, optimizer, metrics: from build_model, create_optimizer and build_metrics.
+
+        Returns:
+          The global batch's mean loss, float32 []; and under "finite", bool [], whether the step was taken: it is not
+          when the loss or a gradient is not finite.
+        """
+        total_weight = _sum_over_replicas(self.weight(inputs))
         variables = model.trainable_variables
-        # The word embeddings' gradient is a list of rows with repeats, whose norm clipping would misread.
-        gradients = [tf.convert_to_tensor(gradient) for gradient in tape.gradient(scaled_loss, variables)]
-        optimizer.apply_gradients(list(zip(gradients, variables, strict=True)))
-        self.process_metrics(metrics or [], inputs, outputs)
-        return {self.loss: loss}
+
+        def loss_and_gradients(part):
+            with tf.GradientTape() as tape:
+                outputs = model(part, training=True)
+                loss = self.build_losses(part, outputs, aux_losses=model.losses)
+                loss *= tf.math.divide_no_nan(self.weight(part), total_weight)
+                scaled_loss = optimizer.get_scaled_loss(loss)
+            # The word embeddings' gradient is a list of rows with repeats, whose norm clipping would misread.
+            gradients = [tf.convert_to_tensor(gradient) for gradient in tape.gradient(scaled_loss, variables)]
+            self.process_metrics(metrics or [], part, outputs)
+            return [loss, *gradients]
+
+        zeros = [tf.zeros([]), *(tf.zeros(variable.shape, variable.dtype) for variable in variables)]
+        sums = _sum_over_parts(loss_and_gradients, inputs, self.accumulation_steps, zeros)
+        loss, *gradients = _sum_over_replicas(sums)
+        gradients = optimizer.get_unscaled_gradients(gradients)
+        norm = tf.linalg.global_norm(gradients)
+        finite = tf.math.is_finite(loss) & tf.math.is_finite(norm)
+        # Model Garden's AdamW would clip every replica's gradients before they are summed.
+        most = getattr(optimizer.inner_optimizer, "gradient_clip_norm", 0.0)
+        factor = most / tf.maximum(norm, most) if most else 1.0
+        factor = tf.where(finite, factor, float("nan"))
+        gradients = [gradient * factor for gradient in gradients]
+        optimizer.apply_gradients(list(zip(gradients, variables, strict=True)), experimental_aggregate_gradients=False)
+        return {self.loss: loss, "finite": finite}
+
+    @without_autograph
+    def validation_step(self, inputs, model, metrics=None):
+        return super().validation_step(inputs, model, metrics)
+
+
+def _sum_over_replicas(tensors):
+    context = tf.distribute.get_replica_context()
+    return tensors if context.num_replicas_in_sync == 1 else context.all_reduce("SUM", tensors)
+
+
+def _sum_over_parts(function: Callable, batch: dict[str, tf.Tensor], number: int, zeros: list) -> list[tf.Tensor]:
+    """Returns the sum of what `function` gives for each of `number` equal parts of a batch: a list like `zeros`."""
+    if number == 1:
+        return function(batch)
+    batch = {key: tf.reshape(t, [number, t.shape[0] // number, *t.shape[1:]]) for key, t in batch.items()}
+
+    def add_part(i, sums):
+        terms = function({key: t[i] for key, t in batch.items()})
+        return i + 1, [total + term for total, term in zip(sums, terms, strict=True)]
+
+    return tf.while_loop(lambda i, sums: i < number, add_part, (0, zeros), maximum_iterations=number)[1]
 
 
 @task_factory.register_task_cls(PretrainConfig)
@@ -108,21 +265,24 @@ class PretrainTask(_Task, masked_lm.MaskedLMTask):
     def _build_encoder(self, encoder_cfg):
         return build_encoder(encoder_cfg, use_pooler=bool(self.task_config.model.cls_heads))
 
+    @without_autograph
     def build_model(self, params=None):
         model = super().build_model(params)
         model(model.inputs)  # builds the masked-LM head, so that a checkpoint can be compared with it
         return model
 
+    def weight(self, inputs):
+        return tf.reduce_sum(inputs["masked_lm_weights"])
+
+    def build_metrics(self, training=None):
+        # Model Garden's, but for the loss: the trainer's own mean weighs batches by their predictions.
+        return [metric for metric in super().build_metrics(training) if metric.name != "lm_example_loss"]
+
     def build_losses(self, labels, model_outputs, metrics=None, aux_losses=None):
-        # As Model Garden's, but the mean loss it reports is over predictions: its mean over batches would count the
-        # last, partly empty batch of an evaluation as much as a full one.
         losses = tf_keras.losses.sparse_categorical_crossentropy(
             labels["masked_lm_ids"], tf.cast(model_outputs["mlm_logits"], tf.float32), from_logits=True
         )
         weights = labels["masked_lm_weights"]
-        for metric in metrics or []:
-            if metric.name == "lm_example_loss":
-                metric.update_state(losses, sample_weight=weights)
         loss = tf.math.divide_no_nan(tf.reduce_sum(losses * weights), tf.reduce_sum(weights))
         return tf.add_n([loss, *(aux_losses or [])])
 
@@ -139,10 +299,12 @@ class ClassifyTask(_Task, sentence_prediction.SentencePredictionTask):
     def __init__(self, params, logging_dir=None, name=None):
         super().__init__(params, logging_dir, name=name)
         self.label_field = "label_ids"  # the base class would take the data config's, which names a TFDS feature
+        self.aggregated_metrics = () if self.metric_type == "accuracy" else (self.metric_type,)
 
-    def build_losses(self, labels, model_outputs, metrics=None, aux_losses=None):
-        return super().build_losses(labels, model_outputs, aux_losses)
+    def weight(self, inputs):
+        return tf.cast(tf.shape(inputs["label_ids"])[0], tf.float32)
 
+    @without_autograph
     def build_model(self):
         config = self.task_config.model
         return models.BertClassifier(
@@ -153,10 +315,154 @@ class ClassifyTask(_Task, sentence_prediction.SentencePredictionTask):
         )
 
     def initialize(self, model):
-        if not self.task_config.init_checkpoint:
-            return
-        if not self.task_config.restore_weights:
+        if self.task_config.init_checkpoint and not self.task_config.restore_weights:
             print("starting from random weights, as task.restore_weights=false asks", flush=True)
-            return
-        items = dict(encoder=model.checkpoint_items["encoder"])
-        restore_pretrained(items, self.task_config.init_checkpoint, model)
+        else:
+            super().initialize(model)
+
+
+@task_factory.register_task_cls(RegressConfig)
+class RegressTask(ClassifyTask):
+    """Regression with the head of classification, one number wide; the loss is the mean squared error."""
+
+    def __init__(self, params, logging_dir=None, name=None):
+        super().__init__(params, logging_dir, name=name)
+        self.aggregated_metrics = ("pearson", "spearman", "pearson_spearman_corr")
+
+    def build_losses(self, labels, model_outputs, aux_losses=None):
+        # Without the second dimension Model Garden's loss would set every label against every prediction.
+        numbers = labels["label_ids"][:, tf.newaxis]
+        return super().build_losses(dict(label_ids=numbers), tf.cast(model_outputs, tf.float32), aux_losses)
+
+    def build_metrics(self, training=None):
+        return []  # Model Garden's is the loss once more
+
+    def reduce_aggregated_logs(self, aggregated_logs, global_step=None):
+        predictions, numbers = (
+            np.concatenate(aggregated_logs[key]).astype(np.float64).reshape(-1)
+            for key in ("sentence_prediction", "labels")
+        )
+        varied = np.ptp(predictions) > 0 and np.ptp(numbers) > 0  # nothing correlates with a constant
+        pearson, spearman = (
+            float(correlation(predictions, numbers)[0]) if varied else 0.0
+            for correlation in (stats.pearsonr, stats.spearmanr)
+        )
+        return dict(pearson=pearson, spearman=spearman, pearson_spearman_corr=(pearson + spearman) / 2)
+
+
+@task_factory.register_task_cls(QuestionAnsweringConfig)
+class QuestionAnsweringTask(_Task, question_answering.QuestionAnsweringTask):
+    """Question answering with Model Garden's head, loss and scores; windows and spans are ours."""
+
+    aggregated_metrics = ("exact_match", "f1")
+
+    def __init__(self, params, logging_dir=None, name=None):
+        base_task.Task.__init__(self, params, logging_dir, name=name)  # Model Garden's reads the validation data here
+
+    def build_inputs(self, params, input_context: Optional[tf.distribute.InputContext] = None):
+        loader = data_loader_factory.get_data_loader(params)
+        if not params.is_training:
+            self._validation = loader  # knows the texts
+        return loader.load(input_context, self.start_step if params.is_training else 0)
+
+    def weight(self, inputs):
+        return tf.cast(tf.shape(inputs["start_positions"])[0], tf.float32)
+
+    @without_autograph
+    def build_model(self):
+        config = self.task_config.model
+        return models.BertSpanLabeler(
+            network=build_encoder(config.encoder, use_pooler=False),
+            initializer=tf_keras.initializers.TruncatedNormal(stddev=config.encoder.get().initializer_range),
+        )
+
+    def process_metrics(self, metrics, labels, model_outputs):
+        if metrics:  # in training
+            super().process_metrics(metrics, labels, model_outputs)
+
+    @without_autograph
+    def validation_step(self, inputs, model, metrics=None):
+        config = self.task_config
+        logits = self.inference_step(inputs, model)
+        spans = best_spans(
+            *logits, inputs["may_start"], inputs["may_end"], config.max_answer_length, config.n_best_size
+        )
+        return {self.loss: self.build_losses(inputs, logits), "window": inputs["window"], **spans}
+
+    def aggregate_logs(self, state=None, step_outputs=None):
+        state = state or []
+        spans = {name: values for name, values in step_outputs.items() if name != self.loss}
+        state.append({name: np.concatenate([value.numpy() for value in values]) for name, values in spans.items()})
+        return state
+
+    def reduce_aggregated_logs(self, aggregated_logs, global_step=None):
+        config = self.task_config
+        spans = {name: np.concatenate([batch[name] for batch in aggregated_logs]) for name in aggregated_logs[0]}
+        threshold = config.null_score_diff_threshold if config.version_2_with_negative else None
+        answers = self._validation.answers(spans, threshold)
+        return answer_scores(self._validation.questions, answers, config.version_2_with_negative)
+
+
+@task_factory.register_task_cls(TagConfig)
+class TagTask(_Task, tagging.TaggingTask):
+    """Tagging with Model Garden's head; each word's tag is told from its first wordpiece.
+
+    Words are scored by accuracy. Where tags mark entities (B-X, I-X, O), these are scored by seqeval's F1, precision
+    and recall, other tags by the mean of their F1.
+    """
+
+    def __init__(self, params, logging_dir=None, name=None):
+        super().__init__(params, logging_dir, name=name)
+        self._is_iob = is_iob(params.class_names)
+        more = ("f1", "precision", "recall") if self._is_iob else ("macro_f1",)
+        self.aggregated_metrics = (*more, "accuracy")
+
+    def weight(self, inputs):
+        return tf.reduce_sum(tf.cast(inputs["label_ids"] != NO_TAG, tf.float32))
+
+    @without_autograph
+    def build_model(self):
+        config = self.task_config.model
+        return models.BertTokenClassifier(
+            network=build_encoder(config.encoder, use_pooler=False),
+            num_classes=len(self.task_config.class_names),
+            initializer=tf_keras.initializers.TruncatedNormal(stddev=config.head_initializer_range),
+            dropout_rate=config.head_dropout,
+            output="logits",
+        )
+
+    def build_losses(self, labels, model_outputs, aux_losses=None):
+        return tf.add_n([super().build_losses(labels["label_ids"], model_outputs), *(aux_losses or [])])
+
+    def build_metrics(self, training=None):
+        return [tf_keras.metrics.SparseCategoricalAccuracy("accuracy")] if training else []
+
+    def process_metrics(self, metrics, labels, model_outputs):
+        tags = labels["label_ids"]
+        for metric in metrics:
+            metric.update_state(tf.maximum(tags, 0), model_outputs["logits"], sample_weight=tags != NO_TAG)
+
+    @without_autograph
+    def validation_step(self, inputs, model, metrics=None):
+        outputs = self.inference_step(inputs, model)
+        loss = self.build_losses(inputs, outputs)
+        return {self.loss: loss, "predict_ids": outputs["predict_ids"], "label_ids": inputs["label_ids"]}
+
+    def aggregate_logs(self, state=None, step_outputs=None):
+        # Sentence by sentence, where Model Garden's takes the words of a batch as one and its entities may run on.
+        state = state or {"predict_class": [], "label_class": []}
+        names = np.array(self.task_config.class_names)
+        predicted, labels = (
+            np.concatenate([value.numpy() for value in step_outputs[key]]) for key in ("predict_ids", "label_ids")
+        )
+        for sentence, tags in zip(predicted, labels, strict=True):
+            state["predict_class"].append(names[sentence[tags != NO_TAG]].tolist())
+            state["label_class"].append(names[tags[tags != NO_TAG]].tolist())
+        return state
+
+    def reduce_aggregated_logs(self, aggregated_logs, global_step=None):
+        if self._is_iob:
+            return super().reduce_aggregated_logs(aggregated_logs, global_step)
+        predicted, labels = (np.concatenate(aggregated_logs[key]) for key in ("predict_class", "label_class"))
+        macro = sklearn_metrics.f1_score(labels, predicted, average="macro", zero_division=0)
+        return dict(macro_f1=macro, accuracy=np.mean(predicted == labels))

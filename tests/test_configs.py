@@ -1,6 +1,8 @@
 """Every file in configs/ parses strictly, and takes a train and an eval step when shrunk."""
 
+import json
 import pathlib
+import re
 
 import pytest
 import yaml
@@ -21,38 +23,64 @@ SHRUNK = ",".join(
 
 
 def test_the_files_that_users_are_told_of_exist():
-    names = {"pretrain_tiny", "pretrain_mini", "pretrain_small", "pretrain_base", "pretrain_long", "classify"}
+    names = {"pretrain_tiny", "pretrain_mini", "pretrain_small", "pretrain_base", "pretrain_long", "classify", "tag"}
+    tasks = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli")
+    names |= {"imdb", *(f"glue_{task}" for task in tasks)}
+    names |= {"squad_v1", "squad_v2"}
     assert names <= {path.stem for path in CONFIGS}
 
 
+@pytest.fixture
+def tfds_without_network():
+    """Datasets of random rows, with the features that TensorFlow Datasets declares."""
+    import tensorflow_datasets as tfds
+
+    with tfds.testing.mock_data(num_examples=40, policy=tfds.testing.MockPolicy.USE_CODE):
+        yield
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_config(path, write_corpus, random_documents, tmp_path, vocab_file):
+def test_config(path, write_corpus, random_documents, tmp_path, vocab_file, request):
     text = path.read_text()
-    experiment = "shatter/classify" if path.stem.startswith("classify") else "shatter/pretrain"
     header = text.split("\ntask:")[0]
-    assert f"--experiment={experiment}" in header
+    (experiment,) = re.findall(r"--experiment=(\S+)", header)
     assert f"configs/{path.name}" in header
     assert all(word in header for word in ("Hardware:", "Time:", "Expect:"))
 
+    shrunk = SHRUNK
     if experiment == "shatter/pretrain":
         data_dir = write_corpus(random_documents(shards=1, per_shard=30))
         more = ""
+    elif experiment == "shatter/question_answering":
+        data_dir = tmp_path
+        qas = [dict(id="1", question="where sat it?", answers=[dict(text="mat", answer_start=15)])]
+        if path.stem == "squad_v2":
+            qas.append(dict(id="2", question="who ran?", answers=[], is_impossible=True))
+        paragraph = dict(context="the cat sat on mat", qas=qas)
+        for split in ("train", "dev"):
+            (tmp_path / f"{split}.json").write_text(json.dumps(dict(data=[dict(paragraphs=[paragraph])])))
+        more = f",task.train_data.vocab_file={vocab_file}"
+        shrunk += ",task.train_data.max_query_length=4,task.max_answer_length=5"
+    elif "tfds_name" in text:
+        request.getfixturevalue("tfds_without_network")
+        data_dir = None
+        more = f",task.train_data.vocab_file={vocab_file}"
     else:
         data_dir = tmp_path
         for split in ("train", "dev"):
-            (tmp_path / f"{split}.tsv").write_text("".join(f"the cat {i}\tlabel{i % 2}\n" for i in range(40)))
+            (tmp_path / f"{split}.tsv").write_text("".join(f"the cat {i}\tlabel{i % 2}\n\n" for i in range(40)))
         more = f",task.train_data.vocab_file={vocab_file}"
 
     def resolve(override):
         return settings.resolve(
-            experiment, config_file=str(path), data_dir=str(data_dir), params_override=override.strip(",")
+            experiment, config_file=str(path), data_dir=data_dir and str(data_dir), params_override=override.strip(",")
         ).params
 
-    one_step(resolve(SHRUNK + more))
+    one_step(resolve(shrunk + more))
     as_it_is = resolve(more)
     assert as_it_is.task.model.encoder.any.problems() == []
     in_file = yaml.safe_load(text)
-    if experiment == "shatter/classify":
+    if experiment != "shatter/pretrain":
         del in_file["task"]["model"]  # wins over the checkpoint's settings, not over the defaults
     in_file["task"].pop("validation_data", None)  # differs from training's settings, not from the defaults
     _assert_only_differences(in_file, exp_factory.get_exp_config(experiment).as_dict())

@@ -64,12 +64,22 @@ def test_files_then_flags(pretrain, tmp_path, write_corpus, random_documents):
         ("task.train_data.seq_len=8", r"no setting task.train_data.seq_len \(did you mean seq_length"),
         ("tsk.train_data.seq_length=8", r"no setting tsk \(did you mean task"),
         ("trainer=5", "trainer holds settings of its own"),
-        ("trainer.train_steps.more=5", "trainer.train_steps is a single value"),
+        ("trainer.train_steps.more=5", "trainer.train_steps has no settings of its own"),
+        ("trainer.optimizer_config.warmup.type=linar", "warmup.type='linar': there are linear, polynomial"),
         ("trainer.train_steps=5.5", "trainer.train_steps=5.5 is not a whole number"),
         ("runtime.enable_xla=7", "runtime.enable_xla=7 is not true or false"),
         ("task.train_data.mask_rate=1.5", "task.train_data.mask_rate=1.5 is not between 0 and 1"),
         ("trainer.steps_per_loop=4,trainer.validation_interval=6,trainer.train_steps=100", "not a multiple of steps"),
         ("task.train_data.global_batch_size=0", "global_batch_size=0 is not positive"),
+        ("trainer.optimizer_config.learning_rate.polynomial.decay_steps=0", "polynomial.decay_steps=0 is too few"),
+        (
+            "trainer.optimizer_config.optimizer.type=adamw_experimental",
+            "optimizer.type=adamw_experimental: use adamw, adam",
+        ),
+        ("task.train_data.enable_tf_data_service=true", "a function of the step here, which a service does not keep"),
+        ("trainer.accumulation_steps=0", "trainer.accumulation_steps=0 is not positive"),
+        ("runtime.mixed_precision_dtype=float8", "mixed_precision_dtype=float8: use float32, bfloat16, float16"),
+        ("runtime.distribution_strategy=mirorred", "did you mean mirrored"),
         ("task.model.encoder.any.hidden_activation=glue", "hidden_activation=glue: no such activation"),
         ("trainer.train_steps=0,task.model.encoder.any.dropout_rate=2", "dropout_rate=2.* is not in .*train_steps=0"),
     ],
@@ -77,6 +87,39 @@ def test_files_then_flags(pretrain, tmp_path, write_corpus, random_documents):
 def test_refused(pretrain, override, message):
     with pytest.raises(UserError, match=message):
         pretrain(override)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("task.metric_type=matthews", r"use accuracy or f1 or matthews_corrcoef \(did you mean matthews_corrcoef\?\)"),
+        ("task.metric_type=pearson_spearman_corr", "use accuracy or f1 or matthews_corrcoef"),
+        ("task.metric_type=f1", "task.metric_type=f1 is of two labels, but the data has 3"),
+        ("task.model.num_classes=2", "num_classes=2, but the data has 3 labels"),
+    ],
+)
+def test_classification_refuses(classify, override, message):
+    with pytest.raises(UserError, match=message):
+        classify(more=override)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("task.metric_type=accuracy", "task.metric_type=accuracy: use pearson_spearman_corr"),
+        ("task.train_data.labels=[1, 2]", "regression is to numbers, which have no names"),
+        ("task.model.num_classes=2", "num_classes=2, but the data has a number for each row"),
+    ],
+)
+def test_regression_refuses(regress, override, message):
+    with pytest.raises(UserError, match=message):
+        regress(override)
+
+
+@pytest.mark.parametrize("label", ["high", "nan", "-inf", "1e39", "1,5"])
+def test_labels_that_are_no_numbers_are_refused(fine_tune, label):
+    with pytest.raises(UserError, match=rf"dev.tsv:2: the label '{label}' is not a finite number"):
+        fine_tune("shatter/regress", ["a cat\t1", "a dog\t-2.5e-1"] * 2, ["a cat\t1", f"a dog\t{label}"])
 
 
 @pytest.mark.parametrize(
@@ -100,7 +143,7 @@ README = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
 
 
 def test_the_readme_example_runs():
-    (example,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    _, example = re.findall(r"```python\n(.*?)```", README, re.S)  # what is like the first is in test_tutorial.py
     names = {}
     exec(example, names)
     assert names["outputs"]["sequence_output"].shape == (1, 5, 128)

@@ -1,21 +1,27 @@
 """Model Garden's tasks take the encoder, train it and evaluate it; weight decay and restores are right."""
 
+import dataclasses
 import json
 import pathlib
 
 import numpy as np
 import pytest
+import scipy.stats
+import sklearn.metrics
 import tensorflow as tf
 import tf_keras
+from conftest import WORDS
 from official.core import config_definitions as cfg
 from official.core import exp_factory, task_factory
 from official.nlp.configs import encoders
 from official.nlp.tasks import question_answering, tagging
 from tiny import TINY, one_step
 
-from shatter_tf import checkpoints, experiments
+from shatter_tf import checkpoints, experiments, model_dir, trainer
 from shatter_tf.command_line import UserError
 from shatter_tf.config import ShatterConfig
+
+SMALL = "runtime.enable_xla=false,trainer.train_steps=2,trainer.steps_per_loop=1,task.model.encoder.any.num_layers=1"
 
 
 def tiny_encoder(**choices) -> ShatterConfig:
@@ -33,6 +39,13 @@ def test_masked_lm(pretrain, encoder, caplog):
     assert any("output_bias" in name for name in names)
 
 
+def test_a_pooler_that_no_loss_depends_on_is_not_trained(tag):
+    run = tag(f"{SMALL},task.model.encoder.any.pooling=first_token")
+    _, model, _, _ = one_step(run.params)
+    assert not [variable.name for variable in model.trainable_variables if "pooler" in variable.name]
+    assert [variable.name for variable in model.non_trainable_variables if "pooler" in variable.name]
+
+
 @pytest.mark.parametrize(("columns", "labels", "encoder"), [(1, 2, "any"), (2, 3, "any"), (2, 11, "bert")])
 def test_sentence_prediction(classify, columns, labels, encoder, caplog):
     run = classify(columns, labels, f"task.model.encoder.type={encoder}")
@@ -41,6 +54,91 @@ def test_sentence_prediction(classify, columns, labels, encoder, caplog):
     _, _, _, changed = one_step(run.params, jit_compile=labels == 2)  # whose metrics are the most
     assert sum(changed) > 0.8 * len(changed)  # the second segment's embedding is not met by single texts
     assert not [record for record in caplog.records if "Gradients do not exist" in record.message]
+
+
+def evaluate(run, directory):
+    """Evaluates random weights; returns what metrics.json says, and predictions and labels of all rows at once."""
+    model_dir.write(str(directory), run)
+    session = trainer.Session(run, str(directory))
+    rng = np.random.default_rng(0)
+    for variable in session.trainer.model.trainable_variables:  # large enough for predictions to differ
+        variable.assign(rng.normal(0, 0.5, variable.shape))
+    whole = dataclasses.replace(run.params.task.validation_data, global_batch_size=100)
+    (batch,) = session.trainer.task.build_inputs(whole)
+    session.trainer.model.trainable_variables[-1].assign_sub(np.mean(session.trainer.model(batch), axis=0))
+    session.evaluate()
+    return model_dir.read_metrics(str(directory)), session.trainer.model(batch), batch["label_ids"].numpy()
+
+
+def random_texts(number):
+    rng = np.random.default_rng(3)
+    return [" ".join(rng.choice(WORDS, 6)) for _ in range(number)]
+
+
+@pytest.mark.parametrize(
+    ("metric", "labels", "replicas"), [("accuracy", 3, 1), ("f1", 2, 1), ("f1", 2, 2), ("matthews_corrcoef", 3, 1)]
+)
+def test_metrics_of_classification_are_those_of_all_rows(fine_tune, tmp_path, monkeypatch, metric, labels, replicas):
+    """Ten rows in batches of four: the last is smaller."""
+    if replicas > 1:
+        ops = tf.distribute.ReductionToOneDevice()
+        strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"], cross_device_ops=ops)
+        monkeypatch.setattr(trainer, "build_strategy", lambda runtime: strategy)
+    rows = [f"{text}\tlabel{i * 7 % labels}" for i, text in enumerate(random_texts(10))]
+    run = fine_tune("shatter/classify", rows, more=f"{SMALL},task.metric_type={metric}")
+    metrics, logits, truth = evaluate(run, tmp_path / "run")
+    predictions = np.argmax(logits, axis=-1)
+    assert len(set(predictions)) > 1  # or the metrics would tell nothing
+    oracle = {"f1": sklearn.metrics.f1_score, "matthews_corrcoef": sklearn.metrics.matthews_corrcoef}
+    assert metrics["cls_accuracy"] == pytest.approx(np.mean(predictions == truth))
+    assert {name: metrics[name] for name in oracle if name in metrics} == pytest.approx(
+        {name: function(truth, predictions) for name, function in oracle.items() if name == metric}
+    )
+    assert run.params.trainer.best_checkpoint_eval_metric == {"accuracy": "cls_accuracy"}.get(metric, metric)
+
+
+@pytest.mark.parametrize("columns", [1, 2])
+def test_metrics_of_regression_are_those_of_all_rows(fine_tune, tmp_path, columns):
+    texts = random_texts(20)
+    rows = ["\t".join([*texts[i : i + columns], f"{(i * i) % 7 / 2:.1f}"]) for i in range(10)]
+    run = fine_tune("shatter/regress", rows, more=SMALL)
+    assert run.params.task.pairs == (columns == 2)
+    metrics, predictions, truth = evaluate(run, tmp_path / "run")
+    predictions = np.squeeze(predictions, axis=-1)
+    assert truth.tolist() == [(i * i) % 7 / 2 for i in range(10)]
+    assert np.ptp(predictions) > 0.01
+    pearson, spearman = np.corrcoef(predictions, truth)[0, 1], scipy.stats.spearmanr(predictions, truth)[0]
+    assert metrics["loss"] == pytest.approx(np.mean((predictions - truth) ** 2), rel=1e-5)
+    assert metrics["pearson"] == pytest.approx(pearson, abs=1e-5)
+    assert metrics["spearman"] == pytest.approx(spearman, abs=1e-6)
+    assert metrics["pearson_spearman_corr"] == pytest.approx((pearson + spearman) / 2, abs=1e-5)
+    assert run.params.trainer.best_checkpoint_eval_metric == "pearson_spearman_corr"
+
+
+def test_the_best_checkpoint_and_the_history_go_by_the_metric_of_all_rows(regress, tmp_path):
+    run = regress(SMALL)
+    trainer.Session(run, str(tmp_path / "run")).train(evaluate=True)
+    history, metrics = model_dir.read_history(str(tmp_path / "run")), model_dir.read_metrics(str(tmp_path / "run"))
+    assert [entry["step"] for entry in history] == [1, 2]
+    assert set(history[-1]) - {"seconds"} == {"step", "loss", "pearson", "spearman", "pearson_spearman_corr"}
+    assert all(metrics[name] == value for name, value in history[-1].items() if name != "seconds")
+    best = max(history, key=lambda entry: entry["pearson_spearman_corr"])
+    step = checkpoints.checkpoint_step(checkpoints.best_checkpoint(str(tmp_path / "run")))
+    assert step == best["step"]
+
+
+def test_regression_descends_the_mean_squared_error(regress):
+    """Not that of every label against every prediction, whose least is at their mean."""
+    task = task_factory.get_task(regress(SMALL).params.task)
+    numbers, predictions = tf.constant([1.0, 2.0, 4.0]), tf.constant([[1.0], [0.0], [3.0]])
+    assert float(task.build_losses(dict(label_ids=numbers), predictions)) == pytest.approx((0 + 4 + 1) / 3)
+    assert float(task.build_losses(dict(label_ids=numbers), predictions, [tf.constant(2.0)])) == pytest.approx(11 / 3)
+
+
+def test_nothing_correlates_with_a_constant(regress):
+    task = task_factory.get_task(regress(SMALL).params.task)
+    logs = dict(sentence_prediction=[np.ones([3, 1], np.float32)], labels=[np.array([1.0, 2.0, 3.0], np.float32)])
+    assert task.reduce_aggregated_logs(logs) == dict(pearson=0.0, spearman=0.0, pearson_spearman_corr=0.0)
 
 
 def test_model_garden_tasks_take_the_encoder_unmodified():
@@ -76,7 +174,7 @@ def test_weight_decay_leaves_norms_biases_and_partition_parameters_alone(pretrai
     task = task_factory.get_task(run.params.task)
     model = task.build_model()
     optimizer = task.create_optimizer(run.params.trainer.optimizer_config)
-    decayed = {v.name for v in model.trainable_variables if optimizer._do_use_weight_decay(v.name)}
+    decayed = {v.name for v in model.trainable_variables if optimizer.inner_optimizer._do_use_weight_decay(v.name)}
     matrices = {
         v.name
         for v in model.trainable_variables
@@ -154,6 +252,27 @@ def test_restores_are_whole_or_refused(pretrain, classify, tmp_path, capsys):
         checkpoints.restore_pretrained(dict(other=model), path, model)
     with pytest.raises(UserError, match="no checkpoint there"):
         checkpoints.restore_pretrained(items, str(tmp_path), model)
+
+
+@pytest.mark.parametrize("experiment", ["pretrain", "classify", "regress", "tag"])
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_steps_lower_to_static_shapes_on_the_device_alone(request, experiment, mode):
+    """What a TPU asks of a step: XLA takes it whole, in bfloat16, with no string, no dynamic shape and no host."""
+    params = request.getfixturevalue(experiment)().params
+    tf_keras.mixed_precision.set_global_policy("mixed_bfloat16")
+    task = task_factory.get_task(params.task)
+    model, metrics = task.build_model(), task.build_metrics()
+    optimizer = task.create_optimizer(params.trainer.optimizer_config)
+    batch = next(iter(task.build_inputs(params.task.train_data)))
+    assert not any(tensor.dtype == tf.string for tensor in batch.values())
+    arguments = dict(optimizer=optimizer) if mode == "train" else {}
+    step = task.train_step if mode == "train" else task.validation_step
+    function = tf.function(lambda x: step(x, model=model, metrics=metrics, **arguments)[task.loss], jit_compile=True)
+    function(batch)  # makes the optimizer's variables
+    hlo = function.experimental_get_compiler_ir(batch)(stage="hlo")
+    assert "bf16[" in hlo
+    for word in ("<=", "infeed", "outfeed", "send(", "recv("):
+        assert word not in hlo, word
 
 
 GOLDEN = pathlib.Path(__file__).with_name("golden.json")
