@@ -1,25 +1,35 @@
-"""Exports a fine-tuned model as a SavedModel that takes raw strings, for TF Serving or any TensorFlow.
+"""Exports a run as a SavedModel that takes raw strings, for TF Serving or any TensorFlow.
 
   python -m shatter_tf.export --model_dir=runs/topics --export_dir=serving/topics
 
-It writes EXPORT_DIR/<version>/ from the checkpoint whose evaluation was best (--checkpoint=latest: from the newest).
-The signature `serving_default` takes `text`, or `text_a` and `text_b`, strings [B]; it returns `label`, string [B],
-`probabilities`, float32 [B, labels], and `labels`, string [B, labels].
+It writes EXPORT_DIR/<version>/ from the checkpoint whose evaluation was best (--checkpoint=latest: from the newest),
+checks that it answers as the trained model does, and says in its README.md what it takes and gives. Signatures, all of
+strings [B] unless said otherwise:
+
+  serving_default   what the run was trained for, of `text` (or of text_a and text_b, or question and context):
+                    label, probabilities, labels; score; words, tags, probabilities; answer, start, end, score;
+                    of a pretraining run what embed gives
+  token_ids         input_word_ids, input_mask, input_type_ids, int32 [B, L], to the model's outputs
+  embed             text to embedding, float32 [B, D]
+  fill_mask         text with [MASK] to tokens and probabilities, [B, masks, 5]; of a pretraining run
 """
 
 import argparse
 import os
 
-from shatter_tf.command_line import UserError, quieten_logging, run
+from shatter_tf.command_line import UserError, new_parser, quieten_logging, run
+
+_TOLERANCE = 1e-4  # between the trained model's float32 outputs and the exported one's
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m shatter_tf.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--model_dir", required=True, metavar="DIR", help="a run of shatter/classify")
+    parser = new_parser("export", __doc__)
+    parser.add_argument("--model_dir", required=True, metavar="DIR", help="a run of shatter_tf.train")
     parser.add_argument("--export_dir", required=True, metavar="DIR", help="gets a new version")
     parser.add_argument("--checkpoint", choices=("best", "latest"), default="best", help="[best]")
+    parser.add_argument(
+        "--litert", choices=("float32", "int8"), help="also write assets.extra/token_ids.tflite, weights stored so"
+    )
     return parser.parse_args(argv)
 
 
@@ -27,24 +37,61 @@ def main(argv: list[str]) -> None:
     args = parse_arguments(argv)
     import tensorflow as tf
 
-    from shatter_tf import model_dir, serving
+    from shatter_tf import model_dir, saved_model, serving
+    from shatter_tf.files import publish
 
     quieten_logging()
     finished = model_dir.read(args.model_dir)
-    module, checkpoint = serving.load_classifier(finished, args.model_dir, best=args.checkpoint == "best")
-    version = serving.next_version(args.export_dir)
-    target = os.path.join(args.export_dir, str(version))
-    temporary = os.path.join(args.export_dir, f"incomplete-{version}")  # TF Serving looks at names that are numbers
+    servable, checkpoint = serving.load(finished, args.model_dir, best=args.checkpoint == "best")
+    export_dir = args.export_dir.rstrip("/")
+    version = saved_model.next_version(export_dir)
+    target = os.path.join(export_dir, str(version))
+    temporary = os.path.join(export_dir, f"incomplete-{version}")  # TF Serving looks at names that are numbers
     try:
-        tf.saved_model.save(module, temporary, signatures={"serving_default": module.serving_default})
-        tf.io.gfile.rename(temporary, target)
-    except tf.errors.OpError as error:
-        raise UserError(f"--export_dir={args.export_dir}: cannot be written ({error.message})") from error
+        tf.saved_model.save(servable.trackable(), temporary, signatures=servable.functions)
+        difference = saved_model.difference(servable, temporary)
+        if not difference <= _TOLERANCE:
+            raise UserError(
+                f"{checkpoint}: what was exported differs from the trained model by {difference:.1e}, more than "
+                f"{_TOLERANCE}; nothing was written to --export_dir={export_dir}"
+            )
+        if args.litert:
+            _write_litert(servable, temporary, int8_weights=args.litert == "int8")
+        saved_model.write_warmup_requests(servable, temporary, os.path.basename(export_dir))
+        saved_model.write_card(finished, args.model_dir, checkpoint, servable, temporary, os.path.basename(export_dir))
+        publish(temporary, target, last="saved_model.pb")
+    except (tf.errors.OpError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"--export_dir={export_dir}: cannot be written ({reason})") from error
     finally:
         if tf.io.gfile.exists(temporary):
             tf.io.gfile.rmtree(temporary)
-    size = sum(tf.io.gfile.stat(os.path.join(d, f)).length for d, _, files in tf.io.gfile.walk(target) for f in files)
-    print(f"exported {checkpoint} to {target} ({size / 1e6:.1f} MB)")
+    print(
+        f"exported {checkpoint} to {target} ({saved_model.size(target) / 1e6:.1f} MB); signatures "
+        f"{', '.join(servable.functions)}; at most {difference:.1e} from the trained model"
+    )
+
+
+def _write_litert(servable, directory: str, int8_weights: bool) -> None:
+    import tensorflow as tf
+
+    from shatter_tf import litert, saved_model
+
+    model = litert.convert(servable, int8_weights)
+    difference = litert.difference(servable, model, tf.constant(saved_model.sample_texts(servable, 3, 12)))
+    if not int8_weights and not difference <= _TOLERANCE:
+        raise UserError(
+            f"--litert=float32: what was converted differs from the trained model by {difference:.1e}, more than "
+            f"{_TOLERANCE}; nothing was written"
+        )
+    path = os.path.join(directory, "assets.extra", "token_ids.tflite")
+    tf.io.gfile.makedirs(os.path.dirname(path))
+    with tf.io.gfile.GFile(path, "wb") as f:
+        f.write(model)
+    print(
+        f"LiteRT: {os.path.basename(path)}, {len(model) / 1e6:.1f} MB, for 1 x {servable.seq_length} tokens, at most "
+        f"{difference:.1e} from the trained model"
+    )
 
 
 if __name__ == "__main__":

@@ -2,8 +2,10 @@
 
   python -m shatter_tf.predict --model=serving/topics 'A star is a ball of plasma held together by gravity.'
   python -m shatter_tf.predict --model=serving/topics < texts.txt
+  python -m shatter_tf.predict --model=serving/encoder --signature=fill_mask 'The cat sat on the [MASK].'
+  python -m shatter_tf.predict --model=serving/topics --signature=embed < texts.txt
 
-Texts are arguments, or lines of standard input; a pair is two texts with a tab between.
+Texts are arguments, or lines of standard input; a pair is two texts with a tab between, a question and its context too.
 """
 
 import argparse
@@ -12,16 +14,15 @@ import json
 import sys
 from collections.abc import Iterator
 
-from shatter_tf.command_line import UserError, quieten_logging, run
+from shatter_tf.command_line import UserError, new_parser, quieten_logging, run
 
 _BATCH_SIZE = 32
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m shatter_tf.predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = new_parser("predict", __doc__)
     parser.add_argument("--model", required=True, metavar="DIR", help="made by shatter_tf.export")
+    parser.add_argument("--signature", default="serving_default", metavar="NAME", help="[serving_default]")
     parser.add_argument("texts", nargs="*", metavar="TEXT", help="read from standard input when there is none")
     return parser.parse_args(argv)
 
@@ -32,8 +33,17 @@ def main(argv: list[str]) -> None:
     import tensorflow_text as _  # noqa: F401  registers the tokenizer's operations
 
     quieten_logging()
-    signature = tf.saved_model.load(latest_version(args.model)).signatures["serving_default"]
-    names = sorted(signature.structured_input_signature[1])
+    signatures = tf.saved_model.load(latest_version(args.model)).signatures
+    of_texts = {
+        name: signature
+        for name, signature in signatures.items()
+        if all(spec.dtype == tf.string for spec in signature.structured_input_signature[1].values())
+    }
+    if args.signature not in of_texts:
+        raise UserError(f"--signature={args.signature}: the model has {', '.join(of_texts)}")
+    signature = of_texts[args.signature]
+    # As files have them: a question before its context.
+    names = sorted(signature.structured_input_signature[1], key=lambda name: (name != "question", name))
     texts = iter(args.texts) if args.texts else (line.rstrip("\n") for line in sys.stdin)
     for batch in _batches(texts):
         columns = [text.split("\t") for text in batch]
@@ -43,13 +53,31 @@ def main(argv: list[str]) -> None:
         inputs = {name: tf.constant(column) for name, column in zip(names, zip(*columns, strict=True), strict=True)}
         outputs = {name: value.numpy() for name, value in signature(**inputs).items()}
         for i, fields in enumerate(columns):
-            labels = [label.decode() for label in outputs["labels"][i]]
-            probabilities = [round(float(p), 6) for p in outputs["probabilities"][i]]
-            line = dict(zip(names, fields, strict=True))
-            line["label"] = outputs["label"][i].decode()
-            line["probability"] = max(probabilities)
-            line["probabilities"] = dict(zip(labels, probabilities, strict=True))
-            print(json.dumps(line, ensure_ascii=False), flush=True)
+            answer = _answer({name: _plain(value[i]) for name, value in outputs.items()})
+            print(json.dumps({**dict(zip(names, fields, strict=True)), **answer}, ensure_ascii=False), flush=True)
+
+
+def _plain(value):
+    """Returns a NumPy value as JSON has it: text, numbers of six digits, lists."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    if getattr(value, "ndim", 0):
+        return [_plain(item) for item in value]
+    return round(value.item(), 6) if value.dtype.kind == "f" else value.item()
+
+
+def _answer(outputs: dict) -> dict:
+    """Returns one row's outputs in the form that is easiest to read."""
+    if "labels" in outputs:
+        probabilities = dict(zip(outputs["labels"], outputs["probabilities"], strict=True))
+        return dict(label=outputs["label"], probability=max(outputs["probabilities"]), probabilities=probabilities)
+    if "tokens" in outputs:  # a dict for each [MASK]; the batch may have had texts with more
+        masks = zip(outputs["tokens"], outputs["probabilities"], strict=True)
+        return dict(masks=[dict(zip(tokens, values, strict=True)) for tokens, values in masks if tokens[0]])
+    if "tags" in outputs:
+        tagged = zip(outputs["words"], outputs["tags"], outputs["probabilities"], strict=True)
+        return dict(words=[dict(word=w, tag=tag, probability=p) for w, tag, p in tagged if w])
+    return outputs
 
 
 def latest_version(model: str) -> str:

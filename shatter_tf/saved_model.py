@@ -1,0 +1,130 @@
+"""What surrounds the graph of an export: its version, its proof, its warm-up requests and its README."""
+
+import os
+
+import numpy as np
+import tensorflow as tf
+
+from shatter_tf import __version__
+from shatter_tf.checkpoints import checkpoint_step, count_parameters
+from shatter_tf.model_dir import Run, read_history
+from shatter_tf.serving import MINIMUM_TF_SERVING, Servable
+
+_WARMUP_BATCHES = (1, 8)
+CARD_FILE = "README.md"
+
+
+def next_version(export_dir: str) -> int:
+    """Returns one more than the highest version in `export_dir`, or 1."""
+    names = tf.io.gfile.listdir(export_dir) if tf.io.gfile.exists(export_dir) else []
+    return 1 + max((int(name.rstrip("/")) for name in names if name.rstrip("/").isdigit()), default=0)
+
+
+def size(directory: str) -> int:
+    """Returns the bytes of all files in a directory."""
+    paths = (os.path.join(d, name) for d, _, names in tf.io.gfile.walk(directory) for name in names)
+    return sum(tf.io.gfile.stat(path).length for path in paths)
+
+
+def sample_texts(servable: Servable, number: int, words: int) -> np.ndarray:
+    """Returns strings of so many wordpieces of the vocabulary each, the first of them [MASK], bytes [number]."""
+    ids = np.random.default_rng(0).integers(servable.tokenizer.vocabulary_size, size=[number, words])
+    ids[:, 0] = servable.tokenizer.mask_id
+    return tf.strings.reduce_join(servable.tokenizer.wordpieces(ids), axis=1, separator=" ").numpy()
+
+
+def sample_inputs(servable: Servable, name: str, number: int, words: int) -> dict[str, tf.Tensor]:
+    """Returns inputs for the signature `name`: a batch of `number` texts of so many words."""
+    texts = tf.constant(sample_texts(servable, number, words))
+    if name == "token_ids":
+        return servable.tokenizer.pad(servable.encode(texts))
+    return {spec.name: texts for spec in servable.functions[name].input_signature}
+
+
+def difference(servable: Servable, path: str) -> float:
+    """Returns how far the numbers that the SavedModel at `path` gives are from the trained model's, at most.
+
+    It is loaded as it lies on the disk, and asked for batches of several sizes and lengths; the trained model computes
+    without a graph, on inputs padded to another length.
+    """
+    exported = tf.saved_model.load(path)
+    worst = 0.0
+    for name, signature in exported.signatures.items():
+        for number, words in ((1, 1), (3, 12), (2, servable.seq_length)):
+            inputs = sample_inputs(servable, name, number, words)
+            outputs = signature(**inputs)
+            for key, expected in servable.without_graph(name, inputs).items():
+                if outputs[key].shape != expected.shape:
+                    return np.inf
+                if expected.dtype == tf.float32:
+                    worst = max(worst, float(tf.reduce_max(tf.abs(outputs[key] - expected))))
+    return worst
+
+
+def write_warmup_requests(servable: Servable, path: str, model_name: str) -> None:
+    """Writes the requests that TF Serving sends itself before it takes others: each signature, small and large."""
+    from tensorflow_serving.apis import model_pb2, predict_pb2, prediction_log_pb2
+
+    directory = os.path.join(path, "assets.extra")
+    tf.io.gfile.makedirs(directory)
+    with tf.io.TFRecordWriter(os.path.join(directory, "tf_serving_warmup_requests")) as writer:
+        for name in servable.functions:
+            for number in _WARMUP_BATCHES:
+                for words in (8, servable.seq_length):
+                    request = predict_pb2.PredictRequest(
+                        model_spec=model_pb2.ModelSpec(name=model_name, signature_name=name)
+                    )
+                    for key, value in sample_inputs(servable, name, number, words).items():
+                        request.inputs[key].CopyFrom(tf.make_tensor_proto(value.numpy()))
+                    log = prediction_log_pb2.PredictLog(request=request)
+                    writer.write(prediction_log_pb2.PredictionLog(predict_log=log).SerializeToString())
+
+
+def write_card(finished: Run, model_dir: str, checkpoint: str, servable: Servable, path: str, model_name: str) -> None:
+    """Writes what a stranger must know of the export at `path`: its signatures, how good it is, how to serve it."""
+    step = checkpoint_step(checkpoint)
+    evaluations = [entry for entry in read_history(model_dir) if entry["step"] == step]
+    metrics = {key: value for key, value in (evaluations or [{}])[-1].items() if key not in ("step", "seconds")}
+    rows = []
+    for name, function in servable.functions.items():
+        outputs = function.get_concrete_function().structured_outputs
+        columns = [[_describe(spec.name, spec) for spec in function.input_signature]]
+        columns += [[_describe(key, outputs[key]) for key in sorted(outputs)]]
+        rows.append(f"| `{name}` | " + " | ".join("<br>".join(column) for column in columns) + " |")
+    specs = servable.functions["serving_default"].input_signature
+    instance = '"a text"' if len(specs) == 1 else "{" + ", ".join(f'"{spec.name}": "a text"' for spec in specs) + "}"
+    encoder = finished.params.task.model.encoder
+    lines = [
+        f"# {model_name}",
+        "",
+        f"A model of `{finished.experiment}`, made by shatter_tf {__version__} with TensorFlow {tf.__version__} from "
+        f"step {step:,}. The encoder is {'Shatter' if encoder.type == 'any' else 'BERT'}: {encoder.get().num_layers} "
+        f"layers of {encoder.get().hidden_size}; {count_parameters(servable.model.trainable_variables):,} parameters "
+        f"in all; {len(finished.vocabulary):,} wordpieces, {'lower-cased' if finished.lower_case else 'cased'}; texts "
+        f"longer than {servable.seq_length} wordpieces are cut.",
+        "",
+        "Evaluated at that step: " + (", ".join(f"{k} {v:.4f}" for k, v in metrics.items()) or "never") + ".",
+        "",
+        "| signature | takes | gives |",
+        "|---|---|---|",
+        *rows,
+        "",
+        f"TF Serving {MINIMUM_TF_SERVING} or newer serves it:",
+        "",
+        f"    docker run -p 8501:8501 -v /path/to/{model_name}:/models/{model_name} -e MODEL_NAME={model_name} "
+        "tensorflow/serving",
+        f"    curl -d '{{\"instances\": [{instance}]}}' http://localhost:8501/v1/models/{model_name}:predict",
+        "",
+        "In Python, with tensorflow and tensorflow_text imported:",
+        "",
+        f'    tf.saved_model.load("{model_name}/{os.path.basename(path).split("-")[-1]}").signatures["embed"]'
+        '(text=tf.constant(["a text"]))["embedding"]',
+        "",
+    ]
+    with tf.io.gfile.GFile(os.path.join(path, CARD_FILE), "w") as f:
+        f.write("\n".join(lines))
+
+
+def _describe(name: str, spec) -> str:
+    shape = ", ".join("B" if i == 0 else "…" if size is None else str(size) for i, size in enumerate(spec.shape))
+    return f"`{name}`, {spec.dtype.name} [{shape}]"

@@ -1,0 +1,308 @@
+"""Exports: what their signatures give against NumPy and the layers, what is in the directory, and what is refused."""
+
+import importlib
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_hub as hub
+import tensorflow_text  # noqa: F401  registers the tokenizer's operations
+import tf_keras
+from official.core import task_factory
+from tensorflow.core.protobuf import saved_model_pb2
+from tensorflow_serving.apis import prediction_log_pb2
+
+from shatter_tf import model_dir, saved_model, serving
+from shatter_tf.command_line import UserError
+from shatter_tf.config import ShatterConfig
+from shatter_tf.data import question_answering
+from shatter_tf.data.tokenizer import SPECIAL_TOKENS, Tokenizer
+from shatter_tf.serving import TEXT_OPERATIONS
+from shatter_tf.tasks import PretrainConfig
+
+TEXTS = ["the cat sat", "", "a big dog ran very fast. " * 40, "стол \u202ebackwards 😀", "unknown"]
+
+
+def signatures(exported, name):
+    return tf.saved_model.load(f"{exported[f'{name}_export']}/1").signatures
+
+
+def export(*flags):
+    importlib.import_module("shatter_tf.export").main([str(flag) for flag in flags])
+
+
+def test_a_classifier_gives_names_and_probabilities_for_any_batch(exported):
+    signature = signatures(exported, "classify")["serving_default"]
+    together = {key: value.numpy() for key, value in signature(text=tf.constant(TEXTS)).items()}
+    names = np.array(["animal", "thing", "tierchen äöü"])
+    assert [[label.decode() for label in row] for row in together["labels"]] == [names.tolist()] * len(TEXTS)
+    np.testing.assert_allclose(together["probabilities"].sum(axis=1), 1.0, atol=1e-6)
+    best = names[together["probabilities"].argmax(axis=1)]
+    assert [label.decode() for label in together["label"]] == best.tolist()
+    for i, text in enumerate(TEXTS):
+        alone = signature(text=tf.constant([text]))
+        np.testing.assert_allclose(alone["probabilities"][0], together["probabilities"][i], atol=1e-5)
+
+
+def test_both_texts_of_a_pair_count(exported):
+    signature = signatures(exported, "pairs")["serving_default"]
+    texts = dict(text_a=["the cat", "the cat", "the cat sat"], text_b=["sat on", "on sat", "on"])
+    probabilities = signature(**{k: tf.constant(v) for k, v in texts.items()})["probabilities"].numpy()
+    assert len({tuple(row) for row in probabilities.round(7).tolist()}) == 3
+
+
+@pytest.mark.parametrize("name", ["pretrain", "classify", "pairs"])
+def test_an_embedding_is_the_mean_of_the_tokens_vectors(exported, name):
+    run = model_dir.read(str(exported[name]))
+    servable, _ = serving.load(run, str(exported[name]))
+    tokenizer = Tokenizer(run.vocabulary, run.lower_case)
+    signature = signatures(exported, name)["embed"]
+    embeddings = signature(text=tf.constant(TEXTS))["embedding"].numpy()
+    for text, embedding in zip(TEXTS, embeddings, strict=True):
+        ids = tokenizer.encode(tf.constant([text]), None, servable.seq_length)["input_word_ids"].to_tensor()
+        outputs = servable.encoder(dict(input_word_ids=ids, input_mask=tf.ones_like(ids)))["sequence_output"]
+        np.testing.assert_allclose(embedding, outputs.numpy()[0].mean(axis=0), atol=1e-5)
+
+
+def test_a_regressor_gives_numbers(exported):
+    servable, _ = serving.load(model_dir.read(str(exported["regress"])), str(exported["regress"]))
+    scores = signatures(exported, "regress")["serving_default"](text=tf.constant(TEXTS))["score"]
+    for text, score in zip(TEXTS, scores, strict=True):
+        inputs = servable.tokenizer.pad(servable.encode(tf.constant([text])))
+        np.testing.assert_allclose(servable.model(inputs)[0, 0], score, atol=1e-5)
+
+
+def test_a_tagger_tags_each_word_by_its_first_wordpiece(exported):
+    run = model_dir.read(str(exported["tag"]))
+    servable, _ = serving.load(run, str(exported["tag"]))
+    texts = ["the cats sat", "", " fast  " + "tree " * 200]
+    outputs = signatures(exported, "tag")["serving_default"](text=tf.constant(texts))
+    words, tags, probabilities = (outputs[name].numpy() for name in ("words", "tags", "probabilities"))
+    assert words.shape == tags.shape == probabilities.shape == (3, 201)
+    assert words[0, :4].tolist() == [b"the", b"cats", b"sat", b""]
+    assert np.all(tags[1] == b"")
+    assert np.sum(tags[2] != b"") == 126  # of 128 tokens, two special
+    assert np.all((probabilities > 0) == (tags != b""))
+    vocabulary = {token: i for i, token in enumerate(run.vocabulary)}
+    ids = tf.constant([[vocabulary[w] for w in ("[CLS]", "the", "cat", "##s", "sat", "[SEP]")]])
+    inputs = dict(input_word_ids=ids, input_mask=tf.ones_like(ids), input_type_ids=tf.zeros_like(ids))
+    logits = servable.model(inputs)["logits"].numpy()[0]
+    names = run.params.task.class_names
+    assert [tag.decode() for tag in tags[0, :3]] == [names[i] for i in logits[[1, 2, 4]].argmax(axis=1)]
+
+
+def test_an_answer_is_the_part_of_the_context_that_evaluation_finds(exported, tmp_path):
+    run = model_dir.read(str(exported["question_answering"]))
+    servable, _ = serving.load(run, str(exported["question_answering"]))
+    contexts = ["the old tree. " * 12 + "a café 😀 cat", "", "dog", "stra\xdfe 😀 the cat sat on a mat"]
+    questions = ["the cat", "what", "who sat where " * 9, ""]
+    outputs = signatures(exported, "question_answering")["serving_default"](
+        question=tf.constant(questions), context=tf.constant(contexts)
+    )
+    answers = [answer.decode() for answer in outputs["answer"].numpy()]
+    starts, ends = outputs["start"].numpy(), outputs["end"].numpy()
+    assert answers == [c[start:end] for c, start, end in zip(contexts, starts, ends, strict=True)]
+    assert answers[1] == ""
+    assert answers[2] == "dog"
+    assert all(answers[i] for i in (0, 3))
+    assert np.all(np.isfinite(outputs["score"]))
+
+    # The same questions as evaluation answers them.
+    paragraphs = [
+        dict(context=c, qas=[dict(id=str(i), question=q, answers=[], is_impossible=True)])
+        for i, (q, c) in enumerate(zip(questions, contexts, strict=True))
+    ]
+    (tmp_path / "dev.json").write_text(json.dumps(dict(data=[dict(paragraphs=paragraphs)])))
+    config = run.params.task.validation_data.replace(input_path=str(tmp_path / "dev.json"), global_batch_size=64)
+    loader = question_answering.QuestionAnsweringDataLoader(config)
+    (batch,) = loader.load()
+    task = run.params.task
+    spans = question_answering.best_spans(
+        *servable.predict(batch).values(),
+        batch["may_start"],
+        batch["may_end"],
+        task.max_answer_length,
+        task.n_best_size,
+    )
+    spans = {name: values.numpy() for name, values in spans.items()}
+    assert len(batch["window"]) > len(questions)
+    assert [*loader.answers(dict(spans, window=batch["window"].numpy())).values()] == answers
+
+
+def test_token_ids_give_what_strings_do(exported):
+    run = model_dir.read(str(exported["classify"]))
+    tokenizer = Tokenizer(run.vocabulary, run.lower_case)
+    functions = signatures(exported, "classify")
+    inputs = tokenizer.pad(tokenizer.encode(tf.constant(TEXTS[:2]), None, 128), 40)
+    np.testing.assert_allclose(
+        functions["token_ids"](**inputs)["probabilities"],
+        functions["serving_default"](text=tf.constant(TEXTS[:2]))["probabilities"],
+        atol=1e-5,
+    )
+
+
+def test_fill_mask_against_the_head_alone(exported):
+    run = model_dir.read(str(exported["pretrain"]))
+    model = serving.load(run, str(exported["pretrain"]))[0].model
+    texts = ["the [MASK] sat on a [MASK]", "no mask", "[MASK]"]
+    outputs = signatures(exported, "pretrain")["fill_mask"](text=tf.constant(texts))
+    tokens, probabilities = outputs["tokens"].numpy(), outputs["probabilities"].numpy()
+    assert tokens.shape == probabilities.shape == (3, 2, 5)
+    assert np.all(tokens[1] == b"")
+    assert np.all(probabilities[1] == 0)
+    assert np.all(tokens[2, 1] == b"")
+
+    words = {token: i for i, token in enumerate(run.vocabulary)}
+    ids = np.array([[words[w] for w in ("[CLS]", "the", "[MASK]", "sat", "on", "a", "[MASK]", "[SEP]")]], np.int32)
+    inputs = dict(
+        input_word_ids=ids,
+        input_mask=np.ones_like(ids),
+        input_type_ids=np.zeros_like(ids),
+        masked_lm_positions=[[2, 6]],
+    )
+    inputs = {key: tf.constant(value, tf.int32) for key, value in inputs.items()}
+    logits = model(inputs)["mlm_logits"].numpy()[0]
+    logits[:, [words[token] for token in SPECIAL_TOKENS]] = -np.inf
+    logits[:, len(run.vocabulary) :] = -np.inf
+    expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    order = np.argsort(-expected, axis=1)[:, :5]
+    np.testing.assert_allclose(probabilities[0], np.take_along_axis(expected, order, axis=1), atol=1e-6)
+    for mask in range(2):
+        for token, p in zip(tokens[0, mask], probabilities[0, mask], strict=True):
+            np.testing.assert_allclose(expected[mask, words[token.decode()]], p, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["pretrain", "classify", "pairs", "regress", "tag", "question_answering"])
+def test_the_graph_has_nothing_that_tf_serving_lacks(exported, name):
+    model = saved_model_pb2.SavedModel()
+    model.ParseFromString((exported[f"{name}_export"] / "1/saved_model.pb").read_bytes())
+    graph = model.meta_graphs[0].graph_def
+    functions = {function.signature.name for function in graph.library.function}
+    nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
+    core = {op for op in {node.op for node in nodes} - functions if hasattr(tf.raw_ops, op)}
+    assert {node.op for node in nodes} - functions - core <= {*TEXT_OPERATIONS}
+    assert not any(node.attr["_XlaMustCompile"].b for node in nodes)
+    assert not any(op.startswith("Xla") for op in core)
+
+
+def test_a_directory_holds_what_is_said(exported, tmp_path):
+    path = exported["classify_export"] / "1"
+    assert sorted(p.name for p in path.iterdir()) == [
+        "README.md", "assets", "assets.extra", "fingerprint.pb", "saved_model.pb", "variables",
+    ]  # fmt: skip
+    card = (path / "README.md").read_text()
+    for part in ("shatter/classify", "`probabilities`, float32 [B, 3]", "TF Serving 2.12", "cls_accuracy", "curl"):
+        assert part in card, card
+    functions = signatures(exported, "classify")
+    logs = [
+        prediction_log_pb2.PredictionLog.FromString(record.numpy())
+        for record in tf.data.TFRecordDataset(str(path / "assets.extra/tf_serving_warmup_requests"))
+    ]
+    seen = set()
+    for log in logs:
+        request = log.predict_log.request
+        inputs = {key: tf.constant(tf.make_ndarray(value)) for key, value in request.inputs.items()}
+        outputs = functions[request.model_spec.signature_name](**inputs)
+        seen.add((request.model_spec.signature_name, {v.shape[0] for v in outputs.values()}.pop()))
+    assert seen == {(name, size) for name in ("serving_default", "embed", "token_ids") for size in (1, 8)}
+
+
+def test_versions_count_up_and_failures_leave_nothing(exported, tmp_path, monkeypatch, capsys):
+    flags = [f"--model_dir={exported['classify']}", f"--export_dir={tmp_path}/served"]
+    (tmp_path / "served/7").mkdir(parents=True)
+    export(*flags)
+    assert sorted(os.listdir(tmp_path / "served")) == ["7", "8"]
+    assert "from the trained model" in capsys.readouterr().out
+
+    monkeypatch.setattr(saved_model, "difference", lambda *args: 2e-4)
+    with pytest.raises(UserError, match="differs from the trained model by 2.0e-04"):
+        export(*flags)
+    monkeypatch.setattr(saved_model, "difference", lambda *args: float("nan"))
+    with pytest.raises(UserError, match="differs from the trained model by nan"):
+        export(*flags)
+    assert sorted(os.listdir(tmp_path / "served")) == ["7", "8"]
+
+
+def test_a_difference_is_found(exported, tmp_path):
+    servable, _ = serving.load(model_dir.read(str(exported["classify"])), str(exported["classify"]))
+    path = str(exported["classify_export"] / "1")
+    assert saved_model.difference(servable, path) < 1e-5
+    bias = servable.model.trainable_variables[-1]
+    bias.assign_add(np.linspace(0.0, 1.0, bias.shape.num_elements()))
+    assert saved_model.difference(servable, path) > 1e-2
+
+
+def test_a_keras_layer_of_tf_hub_can_be_used_and_trained(exported):
+    path = str(exported["pretrain_export"] / "1")
+    layer = hub.KerasLayer(path, trainable=True)
+    texts = tf.constant(TEXTS)
+    np.testing.assert_allclose(
+        layer(texts), signatures(exported, "pretrain")["embed"](text=texts)["embedding"], atol=1e-6
+    )
+    model = tf_keras.Sequential([tf_keras.Input([], dtype=tf.string), layer, tf_keras.layers.Dense(1)])
+    before = [variable.numpy() for variable in layer.trainable_variables]
+    assert len(before) > 10
+    model.compile("sgd", "mse")
+    model.fit(texts, tf.ones([len(TEXTS), 1]), verbose=0)
+    changed = [np.any(v.numpy() != b) for v, b in zip(layer.trainable_variables, before, strict=True)]
+    assert np.mean(changed) > 0.7
+
+
+def test_long_inputs_are_attended_to_in_blocks_and_give_the_same():
+    config = ShatterConfig(
+        vocab_size=64, hidden_size=8, num_layers=1, num_parts=2, intermediate_size=8, max_sequence_length=96
+    )
+    results = []
+    for block in (32, 96):
+        config.query_block_size = block
+        task = PretrainConfig()
+        task.model.encoder.any = config
+        task.train_data.seq_length = 96
+        tf_keras.utils.set_random_seed(0)
+        model = task_factory.get_task(task).build_model()
+        vocabulary = [*SPECIAL_TOKENS, *(f"w{i}" for i in range(50))]
+        servable = serving.MaskedLanguageModel(model, model.encoder_network, Tokenizer(vocabulary, True), 96)
+        texts = tf.constant([" ".join(f"w{i % 50}" for i in range(n)) for n in (3, 50, 90)])
+        results.append([servable.functions["embed"](batch)["embedding"].numpy() for batch in (texts, texts[:1])])
+    for blocks, whole in zip(*results, strict=True):
+        np.testing.assert_allclose(blocks, whole, atol=1e-5)
+
+
+def test_refusals(exported, tmp_path):
+    empty = tmp_path / "run"
+    shutil.copytree(exported["classify"], empty, ignore=shutil.ignore_patterns("ckpt*", "best"))
+    with pytest.raises(UserError, match="no checkpoint there"):
+        export(f"--model_dir={empty}", f"--export_dir={tmp_path}/served")
+    with pytest.raises(UserError, match="not a training directory"):
+        export(f"--model_dir={tmp_path}", f"--export_dir={tmp_path}/served")
+    params = (empty / "params.yaml").read_text()
+    shutil.copytree(exported["classify"], tmp_path / "other")
+    (tmp_path / "other/params.yaml").write_text(params.replace("intermediate_size: 10", "intermediate_size: 11"))
+    with pytest.raises(UserError, match="does not fit the settings beside it"):
+        export(f"--model_dir={tmp_path}/other", f"--export_dir={tmp_path}/served")
+
+
+def test_predict_says_what_each_signature_gives(exported, capsys):
+    predict = importlib.import_module("shatter_tf.predict")
+
+    def run(name, *flags):
+        predict.main([f"--model={exported[f'{name}_export']}", *flags])
+        return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+    (line,) = run("pairs", "the cat\tsat")
+    assert line["text_b"] == "sat"
+    assert line["probability"] == max(line["probabilities"].values()) == line["probabilities"][line["label"]]
+    (line,) = run("question_answering", "who sat\tthe cat sat")
+    assert line["answer"] in line["context"]
+    (line,) = run("tag", "the cat")
+    assert [word["word"] for word in line["words"]] == ["the", "cat"]
+    line, other = run("pretrain", "--signature=fill_mask", "a [MASK] and a [MASK]", "none")
+    assert [len(mask) for mask in line["masks"]] == [5, 5]
+    assert other["masks"] == []
+    (line,) = run("classify", "--signature=embed", "the cat")
+    assert len(line["embedding"]) == 12
+    with pytest.raises(UserError, match="--signature=token_ids: the model has serving_default, embed"):
+        run("classify", "--signature=token_ids", "x")

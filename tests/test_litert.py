@@ -1,0 +1,58 @@
+"""LiteRT models against the layers."""
+
+import importlib
+import pathlib
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from official.core import task_factory
+
+from shatter_tf import litert, serving
+from shatter_tf.command_line import UserError
+from shatter_tf.config import ShatterConfig
+from shatter_tf.data.tokenizer import SPECIAL_TOKENS, Tokenizer
+from shatter_tf.tasks import ClassifyConfig, PretrainConfig
+
+SIZES = dict(vocab_size=64, hidden_size=24, num_layers=2, intermediate_size=16)
+TOKENIZER = Tokenizer([*SPECIAL_TOKENS, *(f"w{i}" for i in range(50))], lower_case=True)
+TEXTS = tf.constant(["w1 w2 w3", "", " ".join(f"w{i}" for i in range(40))])
+
+
+@pytest.mark.parametrize("num_parts", [3, 8])
+def test_a_classifier(num_parts):
+    task = ClassifyConfig()
+    task.model.num_classes = 3
+    task.model.encoder.any = ShatterConfig(num_parts=num_parts, **SIZES)
+    model = task_factory.get_task(task).build_model()
+    for variable in model.trainable_variables:  # large enough to tell right from wrong
+        variable.assign_add(tf.random.normal(variable.shape, stddev=0.2))
+    encoder = model.checkpoint_items["encoder"]
+    servable = serving.Classifier(model, encoder, TOKENIZER, 32, ("text",), ["a", "b", "c"])
+    exact = litert.convert(servable, int8_weights=False)
+    assert litert.difference(servable, exact, TEXTS) < 1e-5
+    bias = model.trainable_variables[-1]
+    bias.assign_add([0.0, 1.0, 2.0])
+    assert litert.difference(servable, exact, TEXTS) > 0.01
+
+
+def test_weights_of_eight_bits_are_a_quarter():
+    task = PretrainConfig()
+    task.model.encoder.any = ShatterConfig(num_parts=4, **{**SIZES, "hidden_size": 128, "intermediate_size": 256})
+    model = task_factory.get_task(task).build_model()
+    servable = serving.MaskedLanguageModel(model, model.encoder_network, TOKENIZER, 32)
+    exact, small = (litert.convert(servable, int8_weights) for int8_weights in (False, True))
+    assert len(small) < 0.4 * len(exact)
+    assert 1e-5 < litert.difference(servable, small, TEXTS) < 0.5
+
+
+def test_export_writes_it_beside_the_warmup_requests(exported, tmp_path, monkeypatch, capsys):
+    export = importlib.import_module("shatter_tf.export").main
+    flags = [f"--model_dir={exported['regress']}", f"--export_dir={tmp_path}/served"]
+    export([*flags, "--litert=float32"])
+    assert "LiteRT: token_ids.tflite" in capsys.readouterr().out
+    assert pathlib.Path(tmp_path / "served/1/assets.extra/token_ids.tflite").stat().st_size > 1000
+    monkeypatch.setattr(litert, "difference", lambda *args: np.nan)
+    with pytest.raises(UserError, match="--litert=float32: what was converted differs"):
+        export([*flags, "--litert=float32"])
+    assert [path.name for path in (tmp_path / "served").iterdir()] == ["1"]
