@@ -6,6 +6,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
+BEAM = "apache-beam>=2.70"  # add its own extra, [gcp] say, for the runner that is to be used
 
 setup(
     name="shatter_tf",
@@ -23,13 +24,17 @@ setup(
         "tf-models-official==2.20.*",
         "tensorflow-text==2.20.*",
         "tensorflow-datasets>=4.9.9",
+        "tensorflow-serving-api==2.20.*",  # the protocol of warm-up requests
         "keras>=3.10",
+        "ai-edge-litert",
         "matplotlib",
+        "scikit-learn",
+        "scipy",
         "numpy",
         "tokenizers>=0.20",
         "tqdm",
         "pyyaml",
         "setuptools<82",  # tensorflow_hub, which Model Garden imports, needs its pkg_resources
     ],
-    extras_require={"test": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.9"]},
+    extras_require={"beam": [BEAM], "test": [BEAM, "filelock", "pytest>=8", "pytest-xdist>=3.6", "ruff>=0.9"]},
 )

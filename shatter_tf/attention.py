@@ -148,7 +148,8 @@ def normalize_parts(y: tf.Tensor, totals: tf.Tensor) -> tf.Tensor:
     Source: ours. Near parts hold a token or two, far ones dozens: divided by one n_i, what is read from the near
     ones would start a tenth as loud as what is read from the far ones.
     """
-    scale = tf.cast(1.0 / (tf.cast(totals, tf.float32) + PART_EPSILON), y.dtype)
+    # A list, because LiteRT's converter gets the reciprocal of a product plus a number wrong.
+    scale = tf.cast([1.0] / (tf.cast(totals, tf.float32) + PART_EPSILON), y.dtype)
     # Repeated over the width of a part by a matrix product: accelerators are slow at splitting an axis.
     parts, width = totals.shape[-1], y.shape[-1]
     return y * tf.matmul(scale, tf.repeat(tf.eye(parts, dtype=y.dtype), width // parts, axis=1))

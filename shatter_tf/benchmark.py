@@ -24,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 
-from shatter_tf.command_line import UserError, quieten_logging, run
+from shatter_tf.command_line import UserError, new_parser, quieten_logging, run
 from shatter_tf.xla_memory import dump_buffers, newest_buffers
 
 # For each generation of TPU: floating-point operations of a core's matrix units in a cycle (four of 128 x 128
@@ -34,9 +34,7 @@ _GIB = 2**30
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m shatter_tf.benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = new_parser("benchmark", __doc__)
     numbers = dict(type=_numbers, metavar="N[,N]")
     parser.add_argument("--compare", choices=("bert",), default="bert", help="the rival [bert]")
     parser.add_argument("--target", default="cpu", metavar="T", help="cpu, gpu, tpu:v4:2x2x1 or tpu:v5e:2x2 [cpu]")

@@ -1,6 +1,8 @@
 """Checkpoints: finding them, and restoring from another run's without a silent gap."""
 
 import os
+import re
+import sys
 from typing import Optional
 
 import tensorflow as tf
@@ -9,23 +11,66 @@ from tensorflow.core.protobuf.trackable_object_graph_pb2 import TrackableObjectG
 
 from shatter_tf.command_line import UserError
 
-BEST_SUBDIR = "best"
+BEST_SUBDIR, PREFIX = "best", "ckpt"
+_INDEX_FILE = re.compile(PREFIX + r"-(\d+)\.index")
 _VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
 
 
+def _checkpoints(model_dir: str) -> list[str]:
+    """Returns the prefixes of the checkpoints in `model_dir`, newest first.
+
+    By their files: the list that TensorFlow keeps beside them may be lost with the machine that was writing it.
+    """
+    names = tf.io.gfile.listdir(model_dir) if tf.io.gfile.isdir(model_dir) else []
+    numbers = sorted((int(match[1]) for name in names if (match := _INDEX_FILE.fullmatch(name))), reverse=True)
+    return [os.path.join(model_dir, f"{PREFIX}-{number}") for number in numbers]
+
+
+def _reader(checkpoint: str):
+    # tf.train.load_checkpoint asks first whether the prefix is a directory, which object stores cannot tell.
+    return tf.compat.v1.train.NewCheckpointReader(checkpoint)
+
+
+def _damage(checkpoint: str) -> Optional[str]:
+    """Returns what is wrong with the files of a checkpoint, or None; reads all of them, for their checksums."""
+    try:
+        reader = _reader(checkpoint)
+        for name in reader.get_variable_to_shape_map():
+            reader.get_tensor(name)
+    except (tf.errors.OpError, LookupError, ValueError, RuntimeError) as error:
+        return str(error).strip().splitlines()[0]
+    return None
+
+
 def latest_checkpoint(model_dir: str) -> Optional[str]:
-    """Returns the prefix of the newest checkpoint in `model_dir`, or None."""
-    return tf.train.latest_checkpoint(model_dir)
+    """Returns the prefix of the newest checkpoint in `model_dir` that is whole, or None if there never was any.
+
+    Those that are damaged (a machine died while writing, a disk failed) are named and passed over.
+
+    Raises:
+      UserError: when there are checkpoints and all are damaged.
+    """
+    found = _checkpoints(model_dir)
+    for checkpoint in found:
+        damage = _damage(checkpoint)
+        if damage is None:
+            return checkpoint
+        print(f"warning: {checkpoint} is damaged and left aside ({damage})", file=sys.stderr, flush=True)
+    if found:
+        raise UserError(
+            f"{model_dir}: all of its checkpoints are damaged; take another, or train again in a new directory"
+        )
+    return None
 
 
 def best_checkpoint(model_dir: str) -> Optional[str]:
-    """Returns the prefix of the checkpoint whose evaluation was best, or None."""
-    return tf.train.latest_checkpoint(os.path.join(model_dir, BEST_SUBDIR))
+    """Returns the prefix of the checkpoint whose evaluation was best, or None; raises UserError if it is damaged."""
+    return latest_checkpoint(os.path.join(model_dir, BEST_SUBDIR))
 
 
 def checkpoint_step(checkpoint: str) -> int:
     """Returns the training step at which `checkpoint` was written."""
-    return int(tf.train.load_variable(checkpoint, "global_step" + _VALUE))
+    return int(_reader(checkpoint).get_tensor("global_step" + _VALUE))
 
 
 def _parts(checkpoint: str) -> dict[str, set[str]]:
@@ -35,7 +80,7 @@ def _parts(checkpoint: str) -> dict[str, set[str]]:
     only the checkpoint's object graph tells.
     """
     graph = TrackableObjectGraph()
-    graph.ParseFromString(tf.train.load_variable(checkpoint, "_CHECKPOINTABLE_OBJECT_GRAPH"))
+    graph.ParseFromString(_reader(checkpoint).get_tensor("_CHECKPOINTABLE_OBJECT_GRAPH"))
 
     def keys(node_id: int, seen: set[int]) -> set[str]:
         if node_id in seen:

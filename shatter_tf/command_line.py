@@ -1,5 +1,6 @@
 """What every command shares: one clear line for a user's mistake, and quiet libraries."""
 
+import argparse
 import ctypes
 import difflib
 import os
@@ -13,6 +14,15 @@ _LIBRARY_SUFFIX = ".2.dylib" if sys.platform == "darwin" else ".so.2"
 
 class UserError(Exception):
     """Something the user can mend. Its text says what, where and how; commands print it and exit with 2."""
+
+
+def new_parser(command: str, description: str) -> argparse.ArgumentParser:
+    """Returns a parser for `python -m shatter_tf.COMMAND`, whose help keeps the lines of `description`."""
+    return argparse.ArgumentParser(
+        prog=f"python -m shatter_tf.{command}",
+        description=description,
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=40, width=120),
+    )
 
 
 def run(command: Callable[[list[str]], None]) -> None:
@@ -60,4 +70,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     ' (did you mean shatter/pretrain?)'
     """
     matches = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
+    # Names that share a beginning are all close; what counts is how much closer one is.
+    ratios = {match: difflib.SequenceMatcher(None, name, match).ratio() for match in matches}
+    matches = [match for match, ratio in ratios.items() if ratio > max(ratios.values()) - 0.15]
     return f" (did you mean {', '.join(matches)}?)" if matches else ""

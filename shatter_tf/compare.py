@@ -44,7 +44,7 @@ import sys
 import threading
 import time
 
-from shatter_tf.command_line import UserError, nearest, quieten_logging, run
+from shatter_tf.command_line import UserError, nearest, new_parser, quieten_logging, run
 
 RESULTS_FILE, STEP_SECONDS_FILE = "results.jsonl", "step_seconds.json"
 _GRID_KEYS = (
@@ -233,9 +233,7 @@ def _call(command: list[str], job: Job, log_path: str) -> None:
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m shatter_tf.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = new_parser("compare", __doc__)
     parser.add_argument("--grid", required=True, metavar="F", help="YAML; see above")
     parser.add_argument("--output_dir", required=True, metavar="DIR", help="where runs, results and report go")
     parser.add_argument("--data_dir", metavar="DIR", help="prepared corpus, or labelled text")

@@ -36,7 +36,7 @@ def _recomputed(block, *args, **kwargs) -> Callable[[tf.Tensor], tf.Tensor]:
     return tf.recompute_grad(lambda h: block(h, *args, **kwargs, training=True)[0])
 
 
-def _mean_of_tokens(h: tf.Tensor, input_mask: tf.Tensor) -> tf.Tensor:
+def mean_of_tokens(h: tf.Tensor, input_mask: tf.Tensor) -> tf.Tensor:
     """Returns the mean, [B, D], of h, [B, L, D], over tokens that are not padding; zeros where there is none."""
     weights = tf.cast(input_mask[:, : tf.shape(h)[1], tf.newaxis] > 0, tf.float32)
     total = tf.reduce_sum(weights * tf.cast(h, tf.float32), axis=1)
@@ -177,6 +177,22 @@ class ShatterEncoder(tf_keras.layers.Layer):
             aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
         )
 
+    @classmethod
+    def from_model_dir(cls, model_dir: str) -> "ShatterEncoder":
+        """Returns the encoder of any run of shatter_tf.train, with the weights of its best or else newest checkpoint.
+
+        Raises:
+          UserError: when `model_dir` holds no run of a Shatter encoder, or no checkpoint.
+        """
+        # They build on this module.
+        from shatter_tf.command_line import UserError
+        from shatter_tf.text_encoder import TextEncoder
+
+        encoder = TextEncoder.from_model_dir(model_dir).encoder
+        if not isinstance(encoder, cls):
+            raise UserError(f"{model_dir}: its encoder is a {type(encoder).__name__}, not a {cls.__name__}")
+        return encoder
+
     def call(self, inputs, training=None):
         word_ids = inputs["input_word_ids"]
         if word_ids.shape[1] is not None and word_ids.shape[1] > self.config.max_sequence_length:
@@ -191,7 +207,9 @@ class ShatterEncoder(tf_keras.layers.Layer):
             h += self.type_embeddings(inputs["input_type_ids"])
         else:
             h += self.type_embeddings(tf.zeros_like(word_ids))
-        keys = self._dropout_keys(tf.shape(word_ids)[0]) if training else None
+        keys = None
+        if training:
+            keys = row_keys(self._dropout_seed, self._batches.assign_add(1), tf.shape(word_ids)[0])
         h = dropout(tf.cast(self.embeddings_layer_norm(h), self.compute_dtype), self.config.dropout_rate, keys)
 
         packs, last = inputs["input_mask"], self.blocks[-1]
@@ -217,16 +235,11 @@ class ShatterEncoder(tf_keras.layers.Layer):
             h = tf.cast(self.final_layer_norm(h), self.compute_dtype)
             outputs[-1] = h
 
-        pooled = _mean_of_tokens(h, inputs["input_mask"]) if self.pooler is None else self.pooler(h[:, 0])
+        pooled = mean_of_tokens(h, inputs["input_mask"]) if self.pooler is None else self.pooler(h[:, 0])
         result = dict(sequence_output=h, pooled_output=pooled, encoder_outputs=outputs)
         if self.config.return_attention_scores:
             result["attention_scores"] = attention_scores
         return result
-
-    def _dropout_keys(self, batch_size) -> Optional[tf.Tensor]:
-        if not self.config.dropout_rate and not self.config.attention_dropout_rate:
-            return None
-        return row_keys(self._dropout_seed, self._batches.assign_add(1), batch_size)
 
     def _partition(self, length, rows=None) -> tf.Tensor:
         """Returns the partition that blocks share, in the dtype they use it in, so that none casts it again."""

@@ -7,13 +7,16 @@ ckpt-*, best/     checkpoints: the newest, and the one whose evaluation was best
 metrics.json      the metrics of the last evaluation
 history.jsonl     those of every evaluation in training, with the seconds of training before it
 train/, validation/   TensorBoard
+not_finite.npz    the batch at which training went wrong, if it did
 """
 
 import dataclasses
+import io
 import json
 import os
 from typing import Optional
 
+import numpy as np
 import tensorflow as tf
 import yaml
 from official.core import config_definitions as cfg
@@ -28,7 +31,7 @@ from shatter_tf.data.shards import VOCABULARY_FILE
 from shatter_tf.data.tokenizer import read_vocabulary, vocabulary_hash
 
 EXPERIMENT_FILE, PARAMS_FILE = "experiment.json", "params.yaml"
-METRICS_FILE, HISTORY_FILE = "metrics.json", "history.jsonl"
+METRICS_FILE, HISTORY_FILE, NOT_FINITE_FILE = "metrics.json", "history.jsonl", "not_finite.npz"
 
 
 @dataclasses.dataclass
@@ -68,7 +71,9 @@ def read(model_dir: str, flag: str = "--model_dir") -> Run:
             params.override(yaml.safe_load(f), is_strict=True)
         lower_case = about["lower_case"]
     except (tf.errors.NotFoundError, ValueError, KeyError, LookupError, yaml.YAMLError) as error:
-        raise UserError(f"{flag}={model_dir}: damaged, or made by another version ({error})") from error
+        raise UserError(
+            f"{flag}={model_dir}: damaged, or made by another version ({' '.join(str(error).split())})"
+        ) from error
     vocabulary = read_vocabulary(os.path.join(model_dir, VOCABULARY_FILE))
     if vocabulary_hash(vocabulary) != about["vocabulary_sha256"]:
         raise UserError(f"{os.path.join(model_dir, VOCABULARY_FILE)}: not the vocabulary the model was trained with")
@@ -129,6 +134,14 @@ def _plain(value):
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def write_arrays(path: str, arrays: dict[str, np.ndarray]) -> None:
+    """Writes arrays as numpy.load reads them."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    with tf.io.gfile.GFile(path, "wb") as f:
+        f.write(buffer.getvalue())
 
 
 def read_metrics(model_dir: str) -> dict:

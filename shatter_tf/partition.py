@@ -121,17 +121,16 @@ def far_parts(config: ShatterConfig) -> tuple[int, list[int]]:
     return math.ceil(distance), [0, 1, number - 2, number - 1]
 
 
-def position_partition(config: ShatterConfig, length, start=0, rows=None) -> tf.Tensor:
-    """Returns f_p(j - i) for queries i = start, start + 1, … and every key j, float32 [P, rows, L].
+def position_partition(config: ShatterConfig, length, rows=None) -> tf.Tensor:
+    """Returns f_p(j - i) for queries i = 0, 1, … and every key j, float32 [P, rows, L].
 
     It depends on positions alone: an encoder computes it once per forward pass and hands it to every layer. That is
     done when the graph runs, so that no quadratic constant is stored.
 
     Args:
       config: supplies the family, the squashing's scale and P.
-      length: L, the number of keys; an int or an int32 scalar tensor, as the next two.
-      start: the first query.
+      length: L, the number of keys; an int or an int32 scalar tensor, as the next.
       rows: number of queries; None takes as many as there are keys.
     """
-    queries = start + tf.range(length if rows is None else rows)
+    queries = tf.range(length if rows is None else rows)
     return soft_partition(config, tf.range(length)[tf.newaxis, :] - queries[:, tf.newaxis])

@@ -10,10 +10,18 @@ from shatter_tf.compare import RESULTS_FILE, STEP_SECONDS_FILE, Grid
 
 REPORT_FILE, CURVES_FILE, FINAL_FILE = "report.md", "curves.png", "final.png"
 
+_METRICS = {
+    "shatter/pretrain": ("loss", -1),
+    "shatter/classify": ("cls_accuracy", 1),
+    "shatter/regress": ("pearson_spearman_corr", 1),
+    "shatter/tag": ("accuracy", 1),
+    "shatter/question_answering": ("f1", 1),
+}
+
 
 def metric_of(experiment: str) -> tuple[str, int]:
     """Returns the metric that an experiment is judged by, and 1 if more of it is better, -1 if less."""
-    return ("loss", -1) if experiment == "shatter/pretrain" else ("cls_accuracy", 1)
+    return _METRICS[experiment]
 
 
 def best_runs(results: list[dict], metric: str, sign: int) -> dict[str, list[dict]]:

@@ -5,27 +5,31 @@
   python -m shatter_tf.train --experiment=shatter/classify --data_dir=reviews --model_dir=runs/reviews \\
       --init_checkpoint=runs/pretrain --params_override=trainer.train_steps=2000
 
-DATA_DIR is a corpus made by shatter_tf.prepare, or holds train and dev files (.tsv, .csv or .jsonl) of labelled text.
+DATA_DIR is a corpus made by shatter_tf.prepare, or holds train and dev files: labelled texts to classify or regress
+(.tsv, .csv or .jsonl), tagged words, with a blank line after each sentence (.tsv or .jsonl), or questions with their
+contexts, as SQuAD has them (.json).
 The same command goes on from the newest checkpoint in MODEL_DIR; SIGTERM and Ctrl-C save one first (exit code 75: try
 again). Watch with `tensorboard --logdir=MODEL_DIR`.
 """
 
 import argparse
-import signal
+import os
 import sys
-import threading
 
-from shatter_tf.command_line import UserError, quieten_logging, run
+from shatter_tf.command_line import UserError, new_parser, quieten_logging, run
+from shatter_tf.preemption import StopRequest
 
-EX_TEMPFAIL = 75  # sysexits.h: what a scheduler should try again
 MODES = ("train_and_eval", "train", "eval")
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m shatter_tf.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = new_parser("train", __doc__)
+    parser.add_argument(
+        "--experiment",
+        required=True,
+        metavar="NAME",
+        help="shatter/pretrain, classify, regress, tag or question_answering",
     )
-    parser.add_argument("--experiment", required=True, metavar="NAME", help="shatter/pretrain or shatter/classify")
     parser.add_argument("--model_dir", required=True, metavar="DIR", help="where the run lives")
     parser.add_argument("--mode", choices=MODES, default="train_and_eval", help="[train_and_eval]")
     parser.add_argument("--config_file", metavar="F", help="YAML with settings that differ from the defaults")
@@ -39,22 +43,9 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     return args
 
 
-def stop_on_signals() -> threading.Event:
-    """Returns what SIGTERM or Ctrl-C sets the first time; the second time they end the process as ever."""
-    stop = threading.Event()
-
-    def request(number, frame):
-        del frame
-        stop.set()
-        signal.signal(number, before[number])
-
-    before = {number: signal.signal(number, request) for number in (signal.SIGTERM, signal.SIGINT)}
-    return stop
-
-
 def main(argv: list[str]) -> None:
     args = parse_arguments(argv)
-    from shatter_tf import checkpoints, settings, trainer
+    from shatter_tf import checkpoints, distribution, settings, trainer
     from shatter_tf import model_dir as model_dirs
 
     quieten_logging()
@@ -66,17 +57,24 @@ def main(argv: list[str]) -> None:
         init_checkpoint=args.init_checkpoint,
     )
     model_dirs.check(args.model_dir, resolved)
-    if args.mode == "eval":
-        if not checkpoints.latest_checkpoint(args.model_dir):
-            raise UserError(f"--model_dir={args.model_dir}: no checkpoint to evaluate")
-    else:
-        model_dirs.write(args.model_dir, resolved)
+    if args.mode == "eval" and not checkpoints.latest_checkpoint(args.model_dir):
+        raise UserError(f"--model_dir={args.model_dir}: no checkpoint to evaluate")
+    stop = StopRequest()
+    if args.mode != "eval":
+        stop.listen()
     session = trainer.Session(resolved, args.model_dir)
-    print(session.describe(), flush=True)
-    if args.mode == "eval" or (args.mode == "train_and_eval" and session.step >= resolved.params.trainer.train_steps):
+    session.say(session.describe())
+    if args.mode == "eval":
         session.evaluate()
-    elif not session.train(evaluate=args.mode == "train_and_eval", stop=stop_on_signals()):
-        sys.exit(EX_TEMPFAIL)
+        return
+    stop.listen()  # once more: TensorFlow's servers take SIGTERM for themselves
+    try:
+        finished = session.train(evaluate=args.mode == "train_and_eval", stop=stop)
+    except distribution.WorkerLost as error:
+        print(f"another worker is gone; start all again, they go on from the last checkpoint ({error})", flush=True)
+        os._exit(os.EX_TEMPFAIL)  # without a farewell to the others, which would wait for the one that is gone
+    if not finished:
+        sys.exit(os.EX_TEMPFAIL)  # 75: what a scheduler should try again
 
 
 if __name__ == "__main__":

@@ -1,22 +1,26 @@
 """The loop around Model Garden's Trainer: compile with XLA, train, evaluate, checkpoint, and say how it goes."""
 
+import contextlib
 import math
 import os
+import shutil
 import sys
-import threading
+import tempfile
 import time
 from typing import Optional
 
 import tensorflow as tf
 import tf_keras
-from official.core import base_trainer, task_factory, train_utils
+from official.core import base_trainer, task_factory
 from official.modeling import performance
 
 from shatter_tf import model_dir as model_dirs
-from shatter_tf.checkpoints import checkpoint_step, count_parameters, latest_checkpoint
-from shatter_tf.command_line import UserError
+from shatter_tf.checkpoints import BEST_SUBDIR, PREFIX, checkpoint_step, count_parameters, latest_checkpoint
+from shatter_tf.command_line import UserError, nearest
 from shatter_tf.data.shards import Corpus
-from shatter_tf.model_dir import Run
+from shatter_tf.distribution import WorkerLost, agree, build_strategy, is_chief
+from shatter_tf.model_dir import NOT_FINITE_FILE, Run
+from shatter_tf.preemption import StopRequest
 
 # A smaller share of the time spent waiting for data is not worth a user's attention.
 WORTH_SAYING = 0.05
@@ -27,8 +31,9 @@ MOST_LOOP_SECONDS = 10.0
 class Trainer(base_trainer.Trainer):
     """Model Garden's Trainer with `runtime.enable_xla` obeyed on every device, in training and evaluation.
 
-    It also counts the steps of a loop whose loss was finite, over all replicas: "finite_steps" in the loop's logs, and
-    adds up how long the steps waited for their batches.
+    Its mean losses weigh every batch by what is in it. It counts the steps of a loop that were skipped, not being
+    finite ("skipped" in the logs), and those in a row ("skipped_in_a_row"), and adds up how long the steps waited
+    for their batches.
 
     Args:
       input_seconds: where the seconds of waiting are added up, a float64 variable that is on the host alone.
@@ -36,7 +41,10 @@ class Trainer(base_trainer.Trainer):
 
     def __init__(self, *args, input_seconds: tf.Variable, **kwargs):
         super().__init__(*args, **kwargs)
-        self._finite_steps = tf_keras.metrics.Sum("finite_steps")
+        self._skipped, self._skipped_in_a_row = (
+            tf.Variable(0, False, dtype=tf.int64, aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA)
+            for _ in range(2)
+        )
         self._input_seconds = input_seconds
 
     def _compile(self, step, static_shapes: bool):
@@ -44,17 +52,21 @@ class Trainer(base_trainer.Trainer):
         # one cannot.
         strategy = self.strategy
         on_tpu = isinstance(strategy, tf.distribute.TPUStrategy)
-        cpu_replicas = strategy.num_replicas_in_sync > 1 and not self.config.runtime.num_gpus
+        replicas = not isinstance(strategy, tf.distribute.OneDeviceStrategy)
+        cpu_replicas = replicas and not tf.config.list_physical_devices("GPU")
         if not self.config.runtime.enable_xla or on_tpu or cpu_replicas or not static_shapes:
             return step
-        return tf.function(step, jit_compile=True)
+        return tf.function(step, jit_compile=True, autograph=False)
 
     def train_step(self, iterator):
         def step(inputs):
             task_step = self._compile(self.task.train_step, static_shapes=True)
             logs = task_step(inputs, model=self.model, optimizer=self.optimizer, metrics=self.train_metrics)
-            self.train_loss.update_state(logs[self.task.loss])
-            self._finite_steps.update_state(tf.cast(tf.math.is_finite(logs[self.task.loss]), tf.float32))
+            loss, finite = logs[self.task.loss], logs["finite"]
+            self.train_loss.update_state(tf.where(finite, loss, 0.0), tf.where(finite, self.task.weight(inputs), 0.0))
+            skipped = tf.cast(~finite, tf.int64)
+            self._skipped.assign_add(skipped)
+            self._skipped_in_a_row.assign(skipped * (self._skipped_in_a_row + 1))
             self.global_step.assign_add(1)
 
         begin = tf.timestamp()
@@ -66,8 +78,8 @@ class Trainer(base_trainer.Trainer):
 
     def train_loop_end(self):
         logs = super().train_loop_end()
-        logs["finite_steps"] = self._finite_steps.result()
-        self._finite_steps.reset_state()
+        logs["skipped"], logs["skipped_in_a_row"] = self._skipped.numpy(), self._skipped_in_a_row.numpy()
+        self._skipped.assign(0)
         return logs
 
     def eval_step(self, iterator):
@@ -75,36 +87,24 @@ class Trainer(base_trainer.Trainer):
             static_shapes = self.config.task.validation_data.drop_remainder
             task_step = self._compile(self.task.validation_step, static_shapes)
             logs = task_step(inputs, model=self.model, metrics=self.validation_metrics)
-            self.validation_loss.update_state(logs[self.task.loss])
+            self.validation_loss.update_state(logs[self.task.loss], self.task.weight(inputs))
             return logs
 
         inputs, _ = self.next_eval_inputs(iterator)
         logs = self.strategy.run(step, args=(inputs,))
-        return tf.nest.map_structure(self.strategy.experimental_local_results, logs)
+        return tf.nest.map_structure(self._results, logs)
+
+    def _results(self, value):
+        """Returns the replicas' values; those of tensors as one, from all processes, so that all reckon the same."""
+        local = self.strategy.experimental_local_results(value)
+        if local[0].shape.rank and isinstance(self.strategy, tf.distribute.MultiWorkerMirroredStrategy):
+            return (self.strategy.gather(value, axis=0),)
+        return local
 
 
 def set_precision(runtime) -> None:
     """Makes layers built from now on compute in `runtime.mixed_precision_dtype`, float32 if it is unset."""
     performance.set_mixed_precision_policy(tf.as_dtype(runtime.mixed_precision_dtype or "float32"))
-
-
-def build_strategy(runtime) -> tf.distribute.Strategy:
-    """Returns the strategy that `runtime` names; on one machine, all of its GPUs unless `num_gpus` says how many."""
-    from official.common import distribute_utils
-
-    gpus = len(tf.config.list_physical_devices("GPU"))
-    runtime.num_gpus = runtime.num_gpus or gpus
-    name = runtime.distribution_strategy
-    if name == "mirrored" and runtime.num_gpus <= 1:
-        name = "one_device"
-    if name == "one_device":
-        runtime.num_gpus = min(runtime.num_gpus, 1)
-    try:
-        return distribute_utils.get_distribution_strategy(
-            name, num_gpus=runtime.num_gpus, all_reduce_alg=runtime.all_reduce_alg, tpu_address=runtime.tpu
-        )
-    except ValueError as error:
-        raise UserError(f"runtime.distribution_strategy={runtime.distribution_strategy}: {error}") from error
 
 
 def _format_metrics(metrics: dict[str, float]) -> str:
@@ -117,18 +117,11 @@ def _format_seconds(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
-# Names under which the trainer's logs are shown and kept; the others keep their own.
-_METRIC_NAMES = {"training_loss": "loss", "validation_loss": "loss", "lm_example_loss": "loss"}
-
-
 def _readable(logs: dict) -> dict[str, float]:
-    """Returns the scalars of the trainer's logs, loss first. The MLM task's mean loss replaces the mean over steps."""
+    """Returns the scalars of the trainer's logs, the loss first and under that name."""
     values = {key: float(tf.convert_to_tensor(value)) for key, value in logs.items() if not isinstance(value, dict)}
-    if "lm_example_loss" in values:
-        values.pop("validation_loss", None)
-        values.pop("training_loss", None)
-    named = {_METRIC_NAMES.get(key, key): value for key, value in values.items()}
-    return {"loss": named.pop("loss"), **named}
+    loss = values.pop("training_loss" if "training_loss" in values else "validation_loss")
+    return {"loss": loss, **values}
 
 
 class Session:
@@ -136,50 +129,73 @@ class Session:
 
     Args:
       run: from `settings.resolve`.
-      model_dir: where it lives; `model_dir.check` has passed it.
+      model_dir: where it lives; `model_dir.check` has passed it. Nothing is written there before training starts.
+
+    Raises:
+      UserError: for batches that the devices cannot share, a metric that is none, or checkpoints that do not fit.
     """
 
     def __init__(self, run: Run, model_dir: str):
         self.run, self.model_dir, self.params = run, model_dir, run.params
+        trainer, runtime = self.params.trainer, self.params.runtime
+        strategy = build_strategy(runtime)
+        self._check_batches(strategy.num_replicas_in_sync)
         self.checkpoint = latest_checkpoint(model_dir)
-        trainer = self.params.trainer
-        strategy = build_strategy(self.params.runtime)
-        for name in ("train_data", "validation_data"):
-            size = getattr(self.params.task, name).global_batch_size
-            if size % strategy.num_replicas_in_sync:
-                raise UserError(
-                    f"task.{name}.global_batch_size={size} cannot be shared by {strategy.num_replicas_in_sync} replicas"
-                )
-        set_precision(self.params.runtime)
-        self.input_seconds = tf.Variable(0.0, dtype=tf.float64, trainable=False)
+        set_precision(runtime)
+        with tf.device("CPU"):
+            self.input_seconds = tf.Variable(0.0, dtype=tf.float64, trainable=False)
         tf_keras.utils.set_random_seed(self.params.task.train_data.seed)  # initial weights, dropout
         with strategy.scope():
             task = task_factory.get_task(self.params.task, logging_dir=model_dir)
             task.start_step = checkpoint_step(self.checkpoint) if self.checkpoint else 0
+            task.accumulation_steps = trainer.accumulation_steps
             self.trainer = Trainer(
                 self.params,
                 task,
                 model=task.build_model(),
-                optimizer=task.create_optimizer(trainer.optimizer_config, self.params.runtime),
+                optimizer=task.create_optimizer(trainer.optimizer_config, runtime),
                 input_seconds=self.input_seconds,
-                checkpoint_exporter=train_utils.maybe_create_best_ckpt_exporter(self.params, model_dir),
             )
-        self.manager = tf.train.CheckpointManager(
-            self.trainer.checkpoint,
-            model_dir,
-            max_to_keep=trainer.max_to_keep,
-            step_counter=self.trainer.global_step,
+            metrics = ["loss", *(metric.name for metric in self.trainer.validation_metrics), *task.aggregated_metrics]
+            if trainer.best_checkpoint_eval_metric not in metrics:
+                raise UserError(
+                    f"trainer.best_checkpoint_eval_metric={trainer.best_checkpoint_eval_metric}: there are "
+                    f"{', '.join(metrics)}{nearest(trainer.best_checkpoint_eval_metric, metrics)}"
+                )
+            # Otherwise the first step makes these, and is traced twice for it; a checkpoint may lack them unnoticed.
+            self.trainer.optimizer.inner_optimizer._create_all_weights(self.trainer.model.trainable_variables)
+            self._restore()
+        # Every process has to take part in saving, but only the chief's files are kept.
+        self.chief = is_chief()
+        self._scratch = None if self.chief else tempfile.TemporaryDirectory()
+        directory = model_dir if self.chief else self._scratch.name
+        self.manager, self.best_manager = (
+            tf.train.CheckpointManager(self.trainer.checkpoint, path, max_to_keep=keep, checkpoint_name=PREFIX)
+            for path, keep in ((directory, trainer.max_to_keep), (os.path.join(directory, BEST_SUBDIR), 1))
         )
-        with strategy.scope():
-            if self.checkpoint:
-                status = self.trainer.checkpoint.restore(self.checkpoint).expect_partial()  # nothing said at exit
-                status.assert_existing_objects_matched()
-            else:
-                self.trainer.initialize()
         self._writers = {}
         self.history = model_dirs.read_history(model_dir, last_step=self.step)
         # Of training, without evaluations and checkpoints; what a killed run did after its last evaluation is lost.
         self.seconds = self.history[-1]["seconds"] if self.history else 0.0
+
+    def _check_batches(self, replicas: int) -> None:
+        parts = self.params.trainer.accumulation_steps
+        for name, least in (("train_data", replicas * parts), ("validation_data", replicas)):
+            size = getattr(self.params.task, name).global_batch_size
+            if size % least:
+                by = f" in {parts} parts each" if least > replicas else ""
+                raise UserError(f"task.{name}.global_batch_size={size} cannot be shared by {replicas} replicas{by}")
+
+    def _restore(self) -> None:
+        if not self.checkpoint:
+            self.trainer.initialize()
+            return
+        try:
+            status = self.trainer.checkpoint.restore(self.checkpoint).expect_partial()  # nothing said at exit
+            status.assert_existing_objects_matched()
+        except (AssertionError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(f"{self.checkpoint} does not fit this run's settings: {reason}") from error
 
     @property
     def step(self) -> int:
@@ -188,6 +204,10 @@ class Session:
     @property
     def parameters(self) -> int:
         return count_parameters(self.trainer.model.trainable_variables)
+
+    def say(self, line: str) -> None:
+        if self.chief:
+            print(line, flush=True)
 
     def describe(self) -> str:
         replicas = self.trainer.strategy.num_replicas_in_sync
@@ -199,72 +219,162 @@ class Session:
             + (f"from step {self.step}" if self.step else "from the start")
         )
 
-    def train(self, evaluate: bool, stop: Optional[threading.Event] = None) -> bool:
+    def train(self, evaluate: bool, stop: Optional[StopRequest] = None) -> bool:
         """Trains up to `trainer.train_steps`, evaluating and checkpointing at their intervals and at the end.
 
-        Returns whether it got there. When `stop` is set, it saves a checkpoint within seconds and returns False.
+        A checkpoint comes before every evaluation, so that nothing is lost by stopping one.
+
+        Returns:
+          Whether it got there: not if `stop` asked for an end, which comes within seconds and with a checkpoint.
+
+        Raises:
+          UserError: when the loss stays not finite, or something cannot be written.
+          WorkerLost: when another process of the run is gone.
         """
+        stop = stop or StopRequest()
+        try:
+            return self._train(evaluate, stop)
+        except tf.errors.ResourceExhaustedError as error:
+            raise UserError(
+                "the devices' memory is too small for this run: raise trainer.accumulation_steps, set the encoder's "
+                f"recompute_blocks=true or lower the batch size ({str(error).strip().splitlines()[0]})"
+            ) from error
+        except tf.errors.OpError as error:
+            if isinstance(self.trainer.strategy, tf.distribute.MultiWorkerMirroredStrategy):
+                raise WorkerLost(str(error).strip().splitlines()[0]) from error
+            raise
+
+    def _train(self, evaluate: bool, stop: StopRequest) -> bool:
         trainer = self.params.trainer
-        batch_size = self.params.task.train_data.global_batch_size
-        total, start_step, seconds = trainer.train_steps, self.step, 0.0
-        first_loop, most_steps = True, total
-        checked_learning = start_step >= self._sanity_steps
+        total = trainer.train_steps
+        if self.chief:
+            self._check_room()
+            with self._writing("its settings"):
+                model_dirs.write(self.model_dir, self.run)
+
+        def due(interval: int) -> bool:
+            return self.step % interval == 0 or self.step == total
+
+        if evaluate and self.step and due(trainer.validation_interval) and not self._evaluated():
+            self._evaluate_in_training()
+        first, seconds, start_step = True, 0.0, self.step
+        most_steps = 1  # the first step may have to be compiled, and how long others take is not known
+        checked_learning = self.step >= self._sanity_steps
         while self.step < total:
+            if not stop.unsaved.locked():
+                stop.unsaved.acquire()
             # Loops end where an evaluation or a checkpoint is due, and soon enough to be stopped.
             loop = min(trainer.steps_per_loop - self.step % trainer.steps_per_loop, total - self.step, most_steps)
-            begin = time.time()
             self.input_seconds.assign(0.0)
+            begin = time.time()
             logs = self.trainer.train(tf.constant(loop, tf.int32))
-            elapsed = time.time() - begin
+            stopping, elapsed = agree(self.trainer.strategy, stop.asked, time.time() - begin)
+            stopping = stopping and self.step < total
             self.seconds += elapsed
-            finite_steps = int(logs.pop("finite_steps")) // self.trainer.strategy.num_replicas_in_sync
-            if finite_steps < loop:
-                raise self._not_finite("loss is", self.step - loop + finite_steps + 1)
-            if first_loop:  # compilation would spoil the estimate of the time left
-                start_step, first_loop, left = self.step, False, "?"
+            left = "?"
+            if first:  # compilation would spoil the estimate of the time left
+                first, start_step = False, self.step
             else:
                 seconds += elapsed
-                most_steps = max(1, int(MOST_LOOP_SECONDS * loop / elapsed))
                 left = _format_seconds(seconds / (self.step - start_step) * (total - self.step))
-            metrics = _readable(logs)
-            rate = metrics.pop("learning_rate")
-            examples = loop * batch_size / elapsed
-            waiting = float(self.input_seconds) / elapsed
-            print(
-                f"step {self.step}/{total}  {_format_metrics(metrics)}  learning_rate {rate:.2e}  "
-                f"{examples:.1f} examples/s  "
-                + (f"waiting for data {waiting:.0%}  " if waiting >= WORTH_SAYING else "")
-                + f"{left} left",
-                flush=True,
-            )
-            if self.step % trainer.summary_interval == 0 or self.step == total:
-                self._summarise(
-                    "train", {**metrics, "learning_rate": rate, "examples_per_second": examples, "waiting": waiting}
-                )
-            if evaluate and (self.step % trainer.validation_interval == 0 or self.step == total):
-                self.history.append({"step": self.step, "seconds": round(self.seconds, 3), **self.evaluate()})
-                model_dirs.write_history(self.model_dir, self.history)
-            stopped = stop is not None and stop.is_set() and self.step < total
-            if self.step % trainer.checkpoint_interval == 0 or self.step == total or stopped:
-                self._save()
+            most_steps = max(1, int(MOST_LOOP_SECONDS * loop / elapsed))
+            loss = self._report(logs, loop, elapsed, left)
             if not checked_learning and self.step >= self._sanity_steps:
                 checked_learning = True
-                self._warn_unless_learning(metrics["loss"])
-            if stopped:
-                print(f"stopped at step {self.step}, as asked; the same command goes on from there", flush=True)
+                self._warn_unless_learning(loss)
+            evaluating = evaluate and due(trainer.validation_interval)
+            if evaluating or stopping or due(trainer.checkpoint_interval):
+                self._save()
+                if stopping:
+                    self.say(f"stopped at step {self.step}, as asked; the same command goes on from there")
+                stop.unsaved.release()
+            if stopping:
                 return False
+            if evaluating:
+                self._evaluate_in_training()
         return True
 
-    def _save(self) -> None:
-        # The loss of a step is that of the weights before it, so finite losses do not vouch for these.
-        if not all(bool(tf.reduce_all(tf.math.is_finite(v))) for v in self.trainer.model.trainable_variables):
-            raise self._not_finite("weights are", self.step)
-        self.manager.save(checkpoint_number=self.step)
+    def _report(self, logs: dict, loop: int, elapsed: float, left: str) -> float:
+        """Says and records how the last `loop` steps went; returns their mean loss."""
+        trainer = self.params.trainer
+        skipped, in_a_row = logs.pop("skipped"), logs.pop("skipped_in_a_row")
+        if in_a_row >= trainer.max_skipped_steps:
+            raise self._not_finite(in_a_row)
+        metrics = _readable(logs)
+        if skipped == loop:
+            metrics["loss"] = math.nan
+        rate = metrics.pop("learning_rate")
+        examples = loop * self.params.task.train_data.global_batch_size / elapsed
+        waiting = float(self.input_seconds) / elapsed
+        self.say(
+            f"step {self.step}/{trainer.train_steps}  {_format_metrics(metrics)}  learning_rate {rate:.2e}  "
+            f"{examples:.1f} examples/s  "
+            + (f"waiting for data {waiting:.0%}  " if waiting >= WORTH_SAYING else "")
+            + (f"skipped {skipped} (not finite)  " if skipped else "")
+            + f"{left} left"
+        )
+        if self.step % trainer.summary_interval == 0 or self.step == trainer.train_steps:
+            more = dict(learning_rate=rate, examples_per_second=examples, waiting=waiting, skipped=skipped)
+            self._summarise("train", {**metrics, **more})
+        return metrics["loss"]
 
-    def _not_finite(self, what: str, step: int) -> UserError:
+    def _check_room(self) -> None:
+        """Raises UserError unless the disk, if it is one, has room for the checkpoints that will be kept."""
+        parent = os.path.dirname(os.path.abspath(self.model_dir))
+        if "://" in self.model_dir or not os.path.isdir(parent):
+            return
+        variables = [*self.trainer.model.variables, *self.trainer.optimizer.variables()]
+        size = sum(variable.shape.num_elements() * variable.dtype.size for variable in variables)
+        # Those kept, the best, and one being written.
+        needed = size * (self.params.trainer.max_to_keep + 2 - len(self.manager.checkpoints))
+        free = shutil.disk_usage(parent).free
+        if needed > free:
+            raise UserError(
+                f"--model_dir={self.model_dir}: checkpoints will take {needed / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB "
+                f"are free; make room, or lower trainer.max_to_keep={self.params.trainer.max_to_keep}"
+            )
+
+    @contextlib.contextmanager
+    def _writing(self, what: str):
+        try:
+            yield
+        except (tf.errors.OpError, OSError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(
+                f"--model_dir={self.model_dir}: cannot write {what} at step {self.step} ({reason}); last good "
+                f"checkpoint: {self._last_good}; make room, and the same command goes on from there"
+            ) from error
+
+    @property
+    def _last_good(self) -> str:
+        return self.manager.latest_checkpoint or self.checkpoint or "none"
+
+    def _save(self, manager: Optional[tf.train.CheckpointManager] = None) -> None:
+        # Steps are finite, or skipped, but finite steps can add up to a weight that is not.
+        for variable in self.trainer.model.trainable_variables:
+            if not bool(tf.reduce_all(tf.math.is_finite(variable))):
+                raise UserError(
+                    f"{variable.name} is not finite at step {self.step}, last good checkpoint: {self._last_good}; "
+                    "lower the learning rate or lengthen the warm-up, and start again in a new --model_dir"
+                )
+        with self._writing("a checkpoint"):
+            (manager or self.manager).save(checkpoint_number=self.step)
+
+    def _not_finite(self, in_a_row: int) -> UserError:
+        """Writes down the first batch that was skipped, and returns what to say of it."""
+        data, task = self.params.task.train_data, self.trainer.task
+        first = self.step - in_a_row  # steps are counted from 0 by the loader, and from 1 in what is said
+        task.start_step = first
+        path = os.path.join(self.model_dir, NOT_FINITE_FILE)
+        if self.chief:
+            with self._writing(NOT_FINITE_FILE):
+                model_dirs.write_arrays(path, next(iter(task.build_inputs(data).as_numpy_iterator())))
         return UserError(
-            f"{what} not finite at step {step}, last good checkpoint: {self.manager.latest_checkpoint or 'none'}; "
-            "lower the learning rate or lengthen the warm-up, and start again in a new --model_dir"
+            f"loss or gradients are not finite in {in_a_row} steps in a row from step {first + 1} on, all skipped; "
+            f"last good checkpoint: {self._last_good}; the batch of step {first + 1} (rows "
+            f"{first * data.global_batch_size} to {(first + 1) * data.global_batch_size - 1} of training, seed "
+            f"{data.seed}) is in {path}; lower the learning rate or lengthen the warm-up, and start again in a new "
+            "--model_dir"
         )
 
     @property
@@ -274,7 +384,7 @@ class Session:
     def _warn_unless_learning(self, loss: float) -> None:
         """Says so when the masked-LM loss is still what the frequencies of wordpieces alone give."""
         entropy = Corpus.read(self.params.task.train_data.input_path).unigram_entropy
-        if loss > entropy - 0.1:
+        if loss > entropy - 0.1 and self.chief:
             print(
                 f"warning: after {self.step} steps the loss is {loss:.3f}, and the entropy of single wordpieces "
                 f"{entropy:.3f}: so far the model has learnt how frequent each is and nothing else. Try another "
@@ -283,24 +393,43 @@ class Session:
                 flush=True,
             )
 
+    def _evaluated(self) -> bool:
+        return bool(self.history) and self.history[-1]["step"] == self.step
+
+    def _evaluate_in_training(self) -> None:
+        """Evaluates, adds the result to the history, and keeps a checkpoint that is the best so far."""
+        metrics, trainer = self.evaluate(), self.params.trainer
+        name, sign = trainer.best_checkpoint_eval_metric, 1 if trainer.best_checkpoint_metric_comp == "higher" else -1
+        if all(sign * metrics[name] > sign * entry[name] for entry in self.history if name in entry):
+            self._save(self.best_manager)
+        self.history.append({"step": self.step, "seconds": round(self.seconds, 3), **metrics})
+        if self.chief:
+            with self._writing("the history"):
+                model_dirs.write_history(self.model_dir, self.history)
+
     def evaluate(self) -> dict[str, float]:
         """Evaluates the current weights on the validation data and writes metrics.json; returns what it holds."""
         begin = time.time()
         steps = self.params.trainer.validation_steps
         metrics = _readable(self.trainer.evaluate(tf.constant(steps, tf.int32)))
-        print(
+        self.say(
             f"step {self.step}/{self.params.trainer.train_steps}  validation: {_format_metrics(metrics)}  "
-            f"({_format_seconds(time.time() - begin)})",
-            flush=True,
+            f"({_format_seconds(time.time() - begin)})"
         )
         self._summarise("validation", metrics)
-        model_dirs.write_metrics(self.model_dir, {"step": self.step, **metrics, "parameters": self.parameters})
+        if self.chief:
+            with self._writing("metrics"):
+                record = {"step": self.step, **metrics, "parameters": self.parameters}
+                model_dirs.write_metrics(self.model_dir, record)
         return metrics
 
     def _summarise(self, name: str, values: dict[str, float]) -> None:
-        if name not in self._writers:
-            self._writers[name] = tf.summary.create_file_writer(os.path.join(self.model_dir, name))
-        with self._writers[name].as_default(step=self.step):
-            for key, value in values.items():
-                tf.summary.scalar(key, value)
-        self._writers[name].flush()
+        if not self.chief:
+            return
+        with self._writing("TensorBoard's files"):
+            if name not in self._writers:
+                self._writers[name] = tf.summary.create_file_writer(os.path.join(self.model_dir, name))
+            with self._writers[name].as_default(step=self.step):
+                for key, value in values.items():
+                    tf.summary.scalar(key, value)
+            self._writers[name].flush()

@@ -5,14 +5,19 @@ import os
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
+import filelock
 import pytest
 import tensorflow as tf
 import tf_keras
+from exported import EXPORTED, make_exported
 
 from shatter_tf.command_line import quieten_logging
 from shatter_tf.data.tokenizer import SPECIAL_TOKENS
 
 quieten_logging()
+# Replicas are tested on CPUs that are one.
+(_cpu,) = tf.config.list_physical_devices("CPU")
+tf.config.set_logical_device_configuration(_cpu, [tf.config.LogicalDeviceConfiguration()] * 4)
 
 WORDS = [
     "the",
@@ -126,20 +131,63 @@ def pretrain(write_corpus, random_documents):
 
 
 @pytest.fixture
-def classify(tmp_path, vocab_file):
-    """Returns a function that resolves a tiny run of shatter/classify on texts or pairs, without a checkpoint."""
+def fine_tune(tmp_path, vocab_file):
+    """Returns a function that resolves a tiny run of an experiment on rows of TSV files, without a checkpoint."""
     from tiny import tiny_override
 
     from shatter_tf import settings
 
-    def make(columns=1, labels=3, more=""):
-        for split in ("train", "dev"):
-            rows = ["\t".join(["the cat sat"] * columns + [f"label{i % labels}"]) for i in range(12)]
+    def make(experiment, train, dev=None, more=""):
+        for split, rows in (("train", train), ("dev", dev or train)):
             (tmp_path / f"{split}.tsv").write_text("\n".join(rows))
         override = [tiny_override(), "task.train_data.global_batch_size=4,task.train_data.seq_length=16", more]
         override.append(f"task.train_data.vocab_file={vocab_file}")
-        return settings.resolve(
-            "shatter/classify", data_dir=str(tmp_path), params_override=",".join(filter(None, override))
-        )
+        return settings.resolve(experiment, data_dir=str(tmp_path), params_override=",".join(filter(None, override)))
 
     return make
+
+
+@pytest.fixture
+def classify(fine_tune):
+    """Returns a function that resolves a tiny run of shatter/classify on texts or pairs, without a checkpoint."""
+
+    def make(columns=1, labels=3, more=""):
+        rows = ["\t".join(["the cat sat"] * columns + [f"label{i % labels}"]) for i in range(12)]
+        return fine_tune("shatter/classify", rows, more=more)
+
+    return make
+
+
+@pytest.fixture
+def regress(fine_tune):
+    """Returns a function that resolves a tiny run of shatter/regress, without a checkpoint."""
+
+    def make(more=""):
+        return fine_tune("shatter/regress", [f"the cat sat\t{i / 2 - 3}" for i in range(12)], more=more)
+
+    return make
+
+
+@pytest.fixture
+def tag(fine_tune):
+    """Returns a function that resolves a tiny run of shatter/tag, without a checkpoint."""
+
+    def make(more=""):
+        return fine_tune("shatter/tag", ["the\tD", "cats\tN", "sat\tV", ""] * 12, more=more)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory, worker_id):
+    """A run of every kind, made and exported by the commands: directories by their names.
+
+    `NAME` is the run's and `NAME_export` the export's, for every name in EXPORTED. Test processes share them.
+    """
+    directory = tmp_path_factory.getbasetemp()
+    base = (directory if worker_id == "master" else directory.parent) / "exported"
+    with filelock.FileLock(f"{base}.lock"):
+        if not base.exists():
+            make_exported(base)
+    runs = {name: base / "runs" / name for name in EXPORTED}
+    return runs | {f"{name}_export": base / "exports" / name for name in EXPORTED}

@@ -1,0 +1,215 @@
+"""Replicas, accumulation and machines: however a batch is shared, the step is the same; and what is refused."""
+
+import json
+import os
+import pathlib
+import re
+import signal
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import WORDS
+from official.core import config_definitions as cfg
+from tiny import tiny_override
+
+from shatter_tf import checkpoints, distribution, model_dir, trainer
+from shatter_tf.command_line import UserError
+
+ROOT = pathlib.Path(__file__).parents[1]
+DROPOUT = "task.model.encoder.any.dropout_rate=0.1,task.model.encoder.any.attention_dropout_rate=0.1"
+RATE = "trainer.optimizer_config.learning_rate.polynomial.initial_learning_rate"
+STEPS = "trainer.train_steps=6,trainer.steps_per_loop=1,trainer.checkpoint_interval=2,trainer.validation_interval=3"
+STEPS += ",task.model.encoder.any.num_layers=1"  # most of the time goes into tracing
+
+
+def start(data, directory, override, experiment="shatter/pretrain", **environment):
+    """Starts `python -m shatter_tf.train`; its output can be read from it."""
+    settings = ",".join([tiny_override(), STEPS, DROPOUT, "task.train_data.global_batch_size=8", override])
+    flags = [f"--experiment={experiment}", f"--data_dir={data}", f"--model_dir={directory}"]
+    return subprocess.Popen(
+        [sys.executable, "-m", "shatter_tf.train", *flags, f"--params_override={settings}"],
+        cwd=ROOT, env={**os.environ, **environment}, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+
+
+def weights(directory):
+    reader = tf.train.load_checkpoint(checkpoints.latest_checkpoint(str(directory)))
+    return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map() if not name.startswith("_")}
+
+
+def assert_same_weights(directory, other):
+    """Asserts it of all that a checkpoint holds but which batches come next and how many checkpoints there were."""
+    ours, theirs = weights(directory), weights(other)
+    assert len(ours) > 15, ours.keys()
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        if not name.endswith(("batches/.ATTRIBUTES/VARIABLE_VALUE", "save_counter/.ATTRIBUTES/VARIABLE_VALUE")):
+            np.testing.assert_allclose(value, theirs[name], rtol=1e-4, atol=2e-6, err_msg=name)
+
+
+def losses(output):
+    return re.findall(r"^step .* masked_lm_accuracy [\d.]+", output, re.M)
+
+
+@pytest.fixture
+def run(pretrain, tmp_path, monkeypatch, capsys):
+    """Returns a function that trains with given settings on so many CPUs; it returns the directory and the output."""
+
+    def train(name, override="", cpus=1):
+        # CPUs' collectives would remember the size of their group for as long as the process lives.
+        devices, ops = [f"CPU:{i}" for i in range(cpus)], tf.distribute.ReductionToOneDevice()
+        strategy = tf.distribute.MirroredStrategy(devices, cross_device_ops=ops)
+        if cpus > 1:
+            monkeypatch.setattr(trainer, "build_strategy", lambda runtime: strategy)
+        settings = f"{STEPS},{DROPOUT},task.train_data.global_batch_size=8,runtime.enable_xla=false,{override}"
+        session = trainer.Session(pretrain(settings.rstrip(",")), str(tmp_path / name))
+        assert session.trainer.strategy.num_replicas_in_sync == cpus
+        session.train(evaluate=True)
+        monkeypatch.undo()
+        return tmp_path / name, capsys.readouterr().out
+
+    return train
+
+
+@pytest.mark.parametrize("cpus", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_any_number_of_replicas_takes_the_same_steps(run, cpus):
+    """Losses, accuracies, dropout, clipping, evaluations: up to the rounding of float32."""
+    alone, said = run("alone")
+    together, said_together = run("together", cpus=cpus)
+    assert losses(said) == losses(said_together)
+    assert_same_weights(alone, together)
+
+
+@pytest.mark.parametrize(("xla", "cpus"), [("true", 1), pytest.param("false", 2, marks=pytest.mark.slow)])
+def test_accumulated_gradients_are_those_of_the_whole_batch(run, xla, cpus):
+    settings = f"runtime.enable_xla={xla},{DROPOUT.replace('0.1', '0.0')}"
+    whole, said = run("whole", settings)
+    parts, said_parts = run("parts", settings + ",trainer.accumulation_steps=4", cpus)
+    assert losses(said) == losses(said_parts)
+    assert_same_weights(whole, parts)
+
+
+def free_ports(number):
+    sockets = [socket.socket() for _ in range(number)]
+    for s in sockets:
+        s.bind(("localhost", 0))
+    ports = [s.getsockname()[1] for s in sockets]
+    for s in sockets:
+        s.close()
+    return ports
+
+
+def start_workers(data, directory, number, override, experiment="shatter/pretrain"):
+    cluster = {"worker": [f"localhost:{port}" for port in free_ports(number)]}
+    tasks = [json.dumps({"cluster": cluster, "task": {"type": "worker", "index": i}}) for i in range(number)]
+    override = f"runtime.distribution_strategy=multi_worker_mirrored,{override}"
+    return [start(data, directory, override, experiment, TF_CONFIG=task) for task in tasks]
+
+
+def test_two_processes_take_the_same_steps_as_one_and_only_the_chief_writes(run, tmp_path):
+    alone, said = run("alone")
+    data = tmp_path / "corpus"
+    workers = start_workers(data, tmp_path / "run", 2, "runtime.enable_xla=false")
+    outputs = [worker.communicate(timeout=300)[0] for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0], outputs
+    assert "waiting for 1 more worker" in outputs[0]
+    assert "on 2 replicas" in outputs[0]
+    assert losses(said) == losses(outputs[0])
+    assert outputs[1] == ""
+    assert_same_weights(alone, tmp_path / "run")
+    assert sorted(os.listdir(alone)) == sorted(os.listdir(tmp_path / "run"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("experiment", ["shatter/regress", "shatter/tag"])
+def test_two_processes_reckon_metrics_from_all_rows(tmp_path, vocab_file, experiment):
+    """Ten rows in batches of eight: of the second batch one process has both rows, the other none."""
+    rng = np.random.default_rng(0)
+    rows = [f"{' '.join(rng.choice(WORDS, 5))}\t{i % 4}\n\n" for i in range(10)]
+    for split in ("train", "dev"):
+        (tmp_path / f"{split}.tsv").write_text("".join(rows))
+    override = f"task.train_data.vocab_file={vocab_file},task.train_data.seq_length=16,runtime.enable_xla=false"
+    alone = start(tmp_path, tmp_path / "alone", override, experiment)
+    workers = start_workers(tmp_path, tmp_path / "run", 2, override, experiment)
+    outputs = [process.communicate(timeout=300)[0] for process in (alone, *workers)]
+    assert [process.returncode for process in (alone, *workers)] == [0, 0, 0], outputs
+    expected, metrics = (model_dir.read_metrics(str(tmp_path / name)) for name in ("alone", "run"))
+    assert metrics.keys() == expected.keys()
+    assert len(metrics) > 4
+    assert metrics == pytest.approx(expected, rel=1e-3, abs=1e-3)
+
+
+def read_until(process, start):
+    for line in process.stdout:
+        if line.startswith(start):
+            return
+    raise AssertionError(f"it ended before {start!r}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_when_one_of_three_processes_goes_all_can_be_started_again(run, tmp_path, number):
+    """Killed, the others notice; asked to stop, all stop after the same step; and then they end as if nothing was."""
+    settings = "task.train_data.global_batch_size=6,trainer.train_steps=60,trainer.checkpoint_interval=5"
+    settings += ",trainer.validation_interval=30,runtime.enable_xla=false"
+    alone, said = run("alone", settings)
+    workers = start_workers(tmp_path / "corpus", tmp_path / "run", 3, settings)
+    read_until(workers[0], "step 10/60")
+    workers[2].send_signal(number)
+    rest = [worker.communicate(timeout=300)[0] for worker in workers]
+    codes = [worker.returncode for worker in workers]
+    assert codes == [75, 75, -number if number == signal.SIGKILL else 75], rest
+
+    workers = start_workers(tmp_path / "corpus", tmp_path / "run", 3, settings)
+    outputs = [worker.communicate(timeout=300)[0] for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0, 0], outputs
+    assert "from step " in outputs[0]
+    assert losses(outputs[0])[-5:] == losses(said)[-5:]
+    assert_same_weights(alone, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("choices", "tf_config", "message"),
+    [
+        (dict(distribution_strategy="mirrord"), None, "use one_device, .*did you mean mirrored"),
+        (dict(distribution_strategy="mirrored", num_gpus=3), None, "num_gpus=3, but this machine has 0"),
+        (dict(distribution_strategy="tpu"), None, "runtime.tpu is not set"),
+        (dict(distribution_strategy="tpu", tpu="local"), None, "runtime.tpu=local: TPUs not found"),
+        (dict(distribution_strategy="tpu", tpu="no-such-tpu"), None, "runtime.tpu=no-such-tpu: "),
+        (dict(distribution_strategy="multi_worker_mirrored"), None, "TF_CONFIG does not say which machines"),
+        (dict(distribution_strategy="multi_worker_mirrored"), "{", "TF_CONFIG={: .*expected something like"),
+        (
+            dict(distribution_strategy="multi_worker_mirrored"),
+            '{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 1}}',
+            "worker 1, is not in its cluster",
+        ),
+        (
+            dict(distribution_strategy="mirrored"),
+            '{"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 1}}',
+            "TF_CONFIG names 2 machines: use runtime.distribution_strategy=multi_worker_mirrored",
+        ),
+    ],
+)
+def test_devices_that_are_not_there_are_refused_at_once(monkeypatch, choices, tf_config, message):
+    monkeypatch.setenv("TF_CONFIG", tf_config or "")
+    with pytest.raises(UserError, match=message):
+        distribution.build_strategy(cfg.RuntimeConfig(**choices))
+
+
+@pytest.mark.parametrize(
+    ("config", "chief"),
+    [
+        ({}, True),
+        ({"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 0}}, True),
+        ({"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 1}}, False),
+        ({"cluster": {"chief": ["a:1"], "worker": ["b:1"]}, "task": {"type": "worker", "index": 0}}, False),
+        ({"cluster": {"chief": ["a:1"], "worker": ["b:1"]}, "task": {"type": "chief", "index": 0}}, True),
+    ],
+)
+def test_one_process_is_the_chief(monkeypatch, config, chief):
+    monkeypatch.setenv("TF_CONFIG", json.dumps(config))
+    assert distribution.is_chief() == chief

@@ -1,0 +1,67 @@
+"""Use from Python: vectors of strings out of a run, fine-tuning with Keras alone, saving and loading."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras
+
+from shatter_tf.command_line import UserError
+from shatter_tf.data.tokenizer import SPECIAL_TOKENS
+from shatter_tf.encoder import ShatterEncoder
+from shatter_tf.text_encoder import TextEncoder
+
+TEXTS = ["the cat sat", "", "a big dog ran very fast. " * 40, "стол 😀"]
+ANY = dict(vocab_size=64, hidden_size=8, num_layers=1, num_parts=2, intermediate_size=8)
+BERT = dict(vocab_size=64, hidden_size=8, num_layers=1, num_attention_heads=2, intermediate_size=8)
+VOCABULARY = [*SPECIAL_TOKENS, "good", "bad", "film", "##s"]
+
+
+def test_a_run_and_its_export_give_the_same_vectors(exported, capsys):
+    layer = TextEncoder.from_model_dir(str(exported["pretrain"]))
+    assert "new: 0 variables" in capsys.readouterr().out
+    export = tf.saved_model.load(f"{exported['pretrain_export']}/1")
+    texts = tf.constant(TEXTS)
+    np.testing.assert_allclose(layer(texts), export.signatures["embed"](text=texts)["embedding"], atol=1e-5)
+    encoder = ShatterEncoder.from_model_dir(str(exported["pretrain"]))
+    inputs = layer.tokenizer.pad(layer.tokenizer.encode(texts, None, 128))
+    np.testing.assert_array_equal(encoder(inputs)["sequence_output"], layer.encoder(inputs)["sequence_output"])
+
+
+@pytest.mark.parametrize("encoder", [dict(type="any", any=ANY), dict(type="bert", bert=BERT)])
+@pytest.mark.parametrize("file", ["model.keras", "model"])
+def test_keras_fits_saves_and_loads_it(tmp_path, encoder, file):
+    inputs = tf_keras.Input([], dtype=tf.string)
+    layer = TextEncoder(encoder, VOCABULARY, lower_case=True, seq_length=16)
+    model = tf_keras.Model(inputs, tf_keras.layers.Dense(2)(layer(inputs)))
+    texts = np.array(["good film", "bad film", "a good good film", "films bad"] * 8, object)
+    labels = np.array([1, 0, 1, 0] * 8)
+    model.compile(
+        tf_keras.optimizers.Adam(0.02),
+        tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+    )
+    history = model.fit(tf.data.Dataset.from_tensor_slices((texts, labels)).batch(8), epochs=15, verbose=0)
+    assert history.history["accuracy"][-1] == 1.0
+    model.save(tmp_path / file)
+    loaded = tf_keras.models.load_model(tmp_path / file)
+    np.testing.assert_allclose(loaded.predict(texts, verbose=0), model.predict(texts, verbose=0), atol=1e-6)
+
+
+def test_settings_come_back():
+    layer = TextEncoder(dict(type="any", any=ANY), VOCABULARY, lower_case=False, seq_length=17, name="text")
+    clone = TextEncoder.from_config(layer.get_config())
+    assert clone.get_config() == layer.get_config()
+    clone(tf.constant(["x"]))
+    layer(tf.constant(["x"]))
+    clone.set_weights(layer.get_weights())
+    texts = tf.constant(["good Film", "bad"])
+    np.testing.assert_array_equal(layer(texts), clone(texts))
+
+
+def test_refusals(exported, tmp_path):
+    with pytest.raises(UserError, match="seq_length=513 is longer than the encoder's 512 positions"):
+        TextEncoder(dict(type="any", any=ANY), VOCABULARY, lower_case=True, seq_length=513)
+    with pytest.raises(UserError, match="not a training directory"):
+        TextEncoder.from_model_dir(str(tmp_path))
+    with pytest.raises(KeyError, match="num_heads"):
+        TextEncoder(dict(type="any", any=dict(ANY, num_heads=2)), VOCABULARY, lower_case=True)
