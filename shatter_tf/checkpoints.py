@@ -9,7 +9,7 @@ import tensorflow as tf
 import tf_keras
 from tensorflow.core.protobuf.trackable_object_graph_pb2 import TrackableObjectGraph
 
-from shatter_tf.command_line import UserError
+from shatter_tf.command_line import UserError, first_line
 
 BEST_SUBDIR, PREFIX = "best", "ckpt"
 _INDEX_FILE = re.compile(PREFIX + r"-(\d+)\.index")
@@ -38,7 +38,7 @@ def _damage(checkpoint: str) -> Optional[str]:
         for name in reader.get_variable_to_shape_map():
             reader.get_tensor(name)
     except (tf.errors.OpError, LookupError, ValueError, RuntimeError) as error:
-        return str(error).strip().splitlines()[0]
+        return first_line(error)
     return None
 
 
@@ -123,7 +123,7 @@ def restore_pretrained(items: dict[str, tf_keras.layers.Layer], init_checkpoint:
             status = tf.train.Checkpoint(**{name: item}).read(checkpoint).expect_partial()
             status.assert_existing_objects_matched()
         except (AssertionError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = first_line(error)
             raise UserError(
                 f"--init_checkpoint={checkpoint}: its {name} does not fit this model's: {reason}"
             ) from error

@@ -62,6 +62,16 @@ def quieten_logging() -> None:
         set_min_log_level(_ABSL_ERROR)
 
 
+def first_line(error: BaseException) -> str:
+    """Returns the first line of what an exception says, or its class when it says nothing.
+
+    Example:
+    >>> first_line(OSError("no space\\nin /disk")), first_line(OSError())
+    ('no space', 'OSError')
+    """
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Returns " (did you mean a, b?)" for the known names nearest to `name`, or the empty string.
 

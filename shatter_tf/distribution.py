@@ -11,7 +11,7 @@ import tensorflow as tf
 from official.common import distribute_utils
 from official.core import config_definitions as cfg
 
-from shatter_tf.command_line import UserError, nearest
+from shatter_tf.command_line import UserError, first_line, nearest
 
 ONE_DEVICE, MIRRORED, MULTI_WORKER, TPU = STRATEGIES = ("one_device", "mirrored", "multi_worker_mirrored", "tpu")
 
@@ -100,7 +100,7 @@ def build_strategy(runtime: cfg.RuntimeConfig) -> tf.distribute.Strategy:
             name, num_gpus=runtime.num_gpus, all_reduce_alg=runtime.all_reduce_alg, tpu_address=runtime.tpu
         )
     except (ValueError, OSError, tf.errors.OpError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         where = f"runtime.tpu={runtime.tpu}" if name == TPU else f"runtime.distribution_strategy={name}"
         raise UserError(f"{where}: {reason}") from error
 

@@ -17,7 +17,7 @@ strings [B] unless said otherwise:
 import argparse
 import os
 
-from shatter_tf.command_line import UserError, new_parser, quieten_logging, run
+from shatter_tf.command_line import UserError, first_line, new_parser, quieten_logging, run
 
 _TOLERANCE = 1e-4  # between the trained model's float32 outputs and the exported one's
 
@@ -61,7 +61,7 @@ def main(argv: list[str]) -> None:
         saved_model.write_card(finished, args.model_dir, checkpoint, servable, temporary, os.path.basename(export_dir))
         publish(temporary, target, last="saved_model.pb")
     except (tf.errors.OpError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise UserError(f"--export_dir={export_dir}: cannot be written ({reason})") from error
     finally:
         if tf.io.gfile.exists(temporary):

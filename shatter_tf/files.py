@@ -1,8 +1,15 @@
-"""Directories that are either whole or not there."""
+"""Files and directories that are either whole or not there."""
 
 import os
 
 import tensorflow as tf
+
+
+def write_whole(path: str, content: str | bytes) -> None:
+    """Writes a file whole or not at all, in place of what was there."""
+    with tf.io.gfile.GFile(path + ".incomplete", "w" if isinstance(content, str) else "wb") as f:
+        f.write(content)
+    tf.io.gfile.rename(path + ".incomplete", path, overwrite=True)
 
 
 def publish(temporary: str, directory: str, last: str) -> None:
@@ -19,9 +26,13 @@ def publish(temporary: str, directory: str, last: str) -> None:
     if "://" not in directory:
         tf.io.gfile.rename(temporary, directory, overwrite=True)
         return
-    paths = [os.path.join(folder, name) for folder, _, names in tf.io.gfile.walk(temporary) for name in names]
+    listing = list(tf.io.gfile.walk(temporary))
+    paths = [os.path.join(folder, name) for folder, _, names in listing for name in names]
+    paths = [path for path in paths if tf.io.gfile.exists(path)]  # ram:// also lists a.b/c in a/, as .b
     for path in sorted(paths, key=lambda path: path == os.path.join(temporary, last)):
         target = os.path.join(directory, os.path.relpath(path, temporary))
         tf.io.gfile.makedirs(os.path.dirname(target))
         tf.io.gfile.rename(path, target)
-    tf.io.gfile.rmtree(temporary)
+    for folder in sorted((folder for folder, _, _ in listing), reverse=True):  # what is in a folder, before the folder
+        if tf.io.gfile.exists(folder):
+            tf.io.gfile.rmtree(folder)

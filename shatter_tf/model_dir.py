@@ -29,6 +29,7 @@ from shatter_tf import (
 from shatter_tf.command_line import UserError
 from shatter_tf.data.shards import VOCABULARY_FILE
 from shatter_tf.data.tokenizer import read_vocabulary, vocabulary_hash
+from shatter_tf.files import write_whole
 
 EXPERIMENT_FILE, PARAMS_FILE = "experiment.json", "params.yaml"
 METRICS_FILE, HISTORY_FILE, NOT_FINITE_FILE = "metrics.json", "history.jsonl", "not_finite.npz"
@@ -46,13 +47,6 @@ class Run:
     @property
     def labels(self) -> list[str]:
         return list(getattr(self.params.task.train_data, "labels", []))
-
-
-def _write(path: str, text: str) -> None:
-    """Writes a file whole or not at all."""
-    with tf.io.gfile.GFile(path + ".incomplete", "w") as f:
-        f.write(text)
-    tf.io.gfile.rename(path + ".incomplete", path, overwrite=True)
 
 
 def exists(model_dir: str) -> bool:
@@ -117,8 +111,8 @@ def differences(old, new, key: str = "") -> list[str]:
 def write(model_dir: str, run: Run) -> None:
     """Records `run` in `model_dir`, which `check` has passed."""
     tf.io.gfile.makedirs(model_dir)
-    _write(os.path.join(model_dir, VOCABULARY_FILE), "\n".join(run.vocabulary) + "\n")
-    _write(os.path.join(model_dir, PARAMS_FILE), yaml.safe_dump(_plain(run.params.as_dict()), sort_keys=False))
+    write_whole(os.path.join(model_dir, VOCABULARY_FILE), "\n".join(run.vocabulary) + "\n")
+    write_whole(os.path.join(model_dir, PARAMS_FILE), yaml.safe_dump(_plain(run.params.as_dict()), sort_keys=False))
     about = dict(
         experiment=run.experiment,
         lower_case=run.lower_case,
@@ -126,7 +120,7 @@ def write(model_dir: str, run: Run) -> None:
         shatter_tf=__version__,
         tensorflow=tf.__version__,
     )
-    _write(os.path.join(model_dir, EXPERIMENT_FILE), json.dumps(about, indent=1) + "\n")
+    write_whole(os.path.join(model_dir, EXPERIMENT_FILE), json.dumps(about, indent=1) + "\n")
 
 
 def _plain(value):
@@ -140,8 +134,7 @@ def write_arrays(path: str, arrays: dict[str, np.ndarray]) -> None:
     """Writes arrays as numpy.load reads them."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
-    with tf.io.gfile.GFile(path, "wb") as f:
-        f.write(buffer.getvalue())
+    write_whole(path, buffer.getvalue())
 
 
 def read_metrics(model_dir: str) -> dict:
@@ -152,7 +145,7 @@ def read_metrics(model_dir: str) -> dict:
 
 def write_metrics(model_dir: str, metrics: dict) -> None:
     """Replaces metrics.json."""
-    _write(os.path.join(model_dir, METRICS_FILE), json.dumps(metrics, indent=1) + "\n")
+    write_whole(os.path.join(model_dir, METRICS_FILE), json.dumps(metrics, indent=1) + "\n")
 
 
 def read_history(model_dir: str, last_step: Optional[int] = None) -> list[dict]:
@@ -167,4 +160,4 @@ def read_history(model_dir: str, last_step: Optional[int] = None) -> list[dict]:
 
 def write_history(model_dir: str, history: list[dict]) -> None:
     """Replaces history.jsonl."""
-    _write(os.path.join(model_dir, HISTORY_FILE), "".join(json.dumps(entry) + "\n" for entry in history))
+    write_whole(os.path.join(model_dir, HISTORY_FILE), "".join(json.dumps(entry) + "\n" for entry in history))

@@ -4,11 +4,12 @@ import os
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.core.protobuf import saved_model_pb2
 
 from shatter_tf import __version__
 from shatter_tf.checkpoints import checkpoint_step, count_parameters
 from shatter_tf.model_dir import Run, read_history
-from shatter_tf.serving import MINIMUM_TF_SERVING, Servable
+from shatter_tf.serving import TEXT_OPERATIONS, Servable
 
 _WARMUP_BATCHES = (1, 8)
 CARD_FILE = "README.md"
@@ -24,6 +25,27 @@ def size(directory: str) -> int:
     """Returns the bytes of all files in a directory."""
     paths = (os.path.join(d, name) for d, _, names in tf.io.gfile.walk(directory) for name in names)
     return sum(tf.io.gfile.stat(path).length for path in paths)
+
+
+def nodes(path: str) -> tuple[list[tf.compat.v1.NodeDef], set[str]]:
+    """Returns all nodes of the SavedModel at `path`, those inside functions too, and the names of its functions."""
+    model = saved_model_pb2.SavedModel()
+    with tf.io.gfile.GFile(os.path.join(path, "saved_model.pb"), "rb") as f:
+        model.ParseFromString(f.read())
+    graph = model.meta_graphs[0].graph_def
+    functions = graph.library.function
+    return [*graph.node, *(node for f in functions for node in f.node_def)], {f.signature.name for f in functions}
+
+
+def operations_beyond_core(path: str) -> set[str]:
+    """Returns the operations of the SavedModel at `path` that are not TensorFlow's own."""
+    found, functions = nodes(path)
+    return {node.op for node in found if node.op not in functions and not hasattr(tf.raw_ops, node.op)}
+
+
+def minimum_tf_serving(path: str) -> str:
+    """Returns the oldest TF Serving known to have every operation of the SavedModel at `path`; raises KeyError."""
+    return "{}.{}".format(*max(TEXT_OPERATIONS[operation] for operation in operations_beyond_core(path)))
 
 
 def sample_texts(servable: Servable, number: int, words: int) -> np.ndarray:
@@ -44,11 +66,11 @@ def sample_inputs(servable: Servable, name: str, number: int, words: int) -> dic
 def difference(servable: Servable, path: str) -> float:
     """Returns how far the numbers that the SavedModel at `path` gives are from the trained model's, at most.
 
-    It is loaded as it lies on the disk, and asked for batches of several sizes and lengths; the trained model computes
-    without a graph, on inputs padded to another length.
+    NaN where either gives NaN. It is loaded as it lies on the disk, and asked for batches of several sizes and lengths;
+    the trained model computes without a graph, on inputs padded to another length.
     """
     exported = tf.saved_model.load(path)
-    worst = 0.0
+    differences = []
     for name, signature in exported.signatures.items():
         for number, words in ((1, 1), (3, 12), (2, servable.seq_length)):
             inputs = sample_inputs(servable, name, number, words)
@@ -57,8 +79,8 @@ def difference(servable: Servable, path: str) -> float:
                 if outputs[key].shape != expected.shape:
                     return np.inf
                 if expected.dtype == tf.float32:
-                    worst = max(worst, float(tf.reduce_max(tf.abs(outputs[key] - expected))))
-    return worst
+                    differences.append(tf.reduce_max(tf.abs(outputs[key] - expected)))
+    return float(np.max(differences))  # NaN if one is, which Python's max is not
 
 
 def write_warmup_requests(servable: Servable, path: str, model_name: str) -> None:
@@ -109,7 +131,7 @@ def write_card(finished: Run, model_dir: str, checkpoint: str, servable: Servabl
         "|---|---|---|",
         *rows,
         "",
-        f"TF Serving {MINIMUM_TF_SERVING} or newer serves it:",
+        f"TF Serving {minimum_tf_serving(path)} or newer serves it:",
         "",
         f"    docker run -p 8501:8501 -v /path/to/{model_name}:/models/{model_name} -e MODEL_NAME={model_name} "
         "tensorflow/serving",

@@ -11,22 +11,21 @@ import tf_keras
 from official.core import task_factory
 
 from shatter_tf.checkpoints import best_checkpoint, latest_checkpoint
-from shatter_tf.command_line import UserError
+from shatter_tf.command_line import UserError, first_line
 from shatter_tf.data.question_answering import best_spans, lay_out, windows
 from shatter_tf.data.tokenizer import Tokenizer
 from shatter_tf.encoder import mean_of_tokens
 from shatter_tf.model_dir import Run
 
-# Operations outside of TensorFlow's core that exports may use; TF Serving links both from MINIMUM_TF_SERVING on.
-TEXT_OPERATIONS = (
-    "FastBertNormalize",
-    "FastWordpieceTokenizeWithOffsets",
-    "NormalizeUTF8",
-    # Of question answering with a cased vocabulary alone.
-    "NormalizeUTF8WithOffsetsMap",
-    "FindSourceOffsets",
-)
-MINIMUM_TF_SERVING = "2.12"
+# Operations of TensorFlow Text that exports may use, and the oldest TF Serving known to link each. The last two are of
+# question answering with a cased vocabulary alone.
+TEXT_OPERATIONS = {
+    "FastBertNormalize": (2, 12),
+    "FastWordpieceTokenizeWithOffsets": (2, 12),
+    "NormalizeUTF8": (2, 12),
+    "NormalizeUTF8WithOffsetsMap": (2, 20),
+    "FindSourceOffsets": (2, 20),
+}
 CANDIDATES = 5  # for each [MASK]
 
 _MOST_WINDOWS = 32  # of contexts that are read at a time
@@ -329,7 +328,7 @@ def load_model(finished: Run, model_dir: str, best: bool = True) -> tuple[tf_ker
         status = tf.train.Checkpoint(model=model).read(checkpoint).expect_partial()
         status.assert_existing_objects_matched()
     except (AssertionError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise UserError(f"{checkpoint} does not fit the settings beside it: {reason}") from error
     return model, checkpoint
 

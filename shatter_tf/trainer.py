@@ -16,7 +16,7 @@ from official.modeling import performance
 
 from shatter_tf import model_dir as model_dirs
 from shatter_tf.checkpoints import BEST_SUBDIR, PREFIX, checkpoint_step, count_parameters, latest_checkpoint
-from shatter_tf.command_line import UserError, nearest
+from shatter_tf.command_line import UserError, first_line, nearest
 from shatter_tf.data.shards import Corpus
 from shatter_tf.distribution import WorkerLost, agree, build_strategy, is_chief
 from shatter_tf.model_dir import NOT_FINITE_FILE, Run
@@ -194,7 +194,7 @@ class Session:
             status = self.trainer.checkpoint.restore(self.checkpoint).expect_partial()  # nothing said at exit
             status.assert_existing_objects_matched()
         except (AssertionError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = first_line(error)
             raise UserError(f"{self.checkpoint} does not fit this run's settings: {reason}") from error
 
     @property
@@ -237,11 +237,11 @@ class Session:
         except tf.errors.ResourceExhaustedError as error:
             raise UserError(
                 "the devices' memory is too small for this run: raise trainer.accumulation_steps, set the encoder's "
-                f"recompute_blocks=true or lower the batch size ({str(error).strip().splitlines()[0]})"
+                f"recompute_blocks=true or lower the batch size ({first_line(error)})"
             ) from error
         except tf.errors.OpError as error:
             if isinstance(self.trainer.strategy, tf.distribute.MultiWorkerMirroredStrategy):
-                raise WorkerLost(str(error).strip().splitlines()[0]) from error
+                raise WorkerLost(first_line(error)) from error
             raise
 
     def _train(self, evaluate: bool, stop: StopRequest) -> bool:
@@ -339,7 +339,7 @@ class Session:
         try:
             yield
         except (tf.errors.OpError, OSError) as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = first_line(error)
             raise UserError(
                 f"--model_dir={self.model_dir}: cannot write {what} at step {self.step} ({reason}); last good "
                 f"checkpoint: {self._last_good}; make room, and the same command goes on from there"

@@ -55,15 +55,15 @@ def main(argv: list[str]) -> None:
 
 
 def _write(output_dir: str, name: str, picture: bytes) -> str:
-    """Writes a file whole or not at all, and returns its path; raises UserError."""
+    """Writes a picture and returns its path; raises UserError."""
     import tensorflow as tf
+
+    from shatter_tf.files import write_whole
 
     path = os.path.join(output_dir, name)
     try:
         tf.io.gfile.makedirs(output_dir)
-        with tf.io.gfile.GFile(path + ".incomplete", "wb") as f:
-            f.write(picture)
-        tf.io.gfile.rename(path + ".incomplete", path, overwrite=True)
+        write_whole(path, picture)
     except tf.errors.OpError as error:
         raise UserError(f"--output_dir={output_dir}: cannot be written ({error.message})") from error
     return path

@@ -12,7 +12,6 @@ import tensorflow_hub as hub
 import tensorflow_text  # noqa: F401  registers the tokenizer's operations
 import tf_keras
 from official.core import task_factory
-from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.apis import prediction_log_pb2
 
 from shatter_tf import model_dir, saved_model, serving
@@ -177,15 +176,26 @@ def test_fill_mask_against_the_head_alone(exported):
 
 @pytest.mark.parametrize("name", ["pretrain", "classify", "pairs", "regress", "tag", "question_answering"])
 def test_the_graph_has_nothing_that_tf_serving_lacks(exported, name):
-    model = saved_model_pb2.SavedModel()
-    model.ParseFromString((exported[f"{name}_export"] / "1/saved_model.pb").read_bytes())
-    graph = model.meta_graphs[0].graph_def
-    functions = {function.signature.name for function in graph.library.function}
-    nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
-    core = {op for op in {node.op for node in nodes} - functions if hasattr(tf.raw_ops, op)}
-    assert {node.op for node in nodes} - functions - core <= {*TEXT_OPERATIONS}
+    path = str(exported[f"{name}_export"] / "1")
+    nodes, _ = saved_model.nodes(path)
+    assert len(nodes) > 1000
+    beyond_core = saved_model.operations_beyond_core(path)
+    assert "FastWordpieceTokenizeWithOffsets" in beyond_core
+    assert beyond_core <= {*TEXT_OPERATIONS}
+    assert saved_model.minimum_tf_serving(path) == "2.12"
     assert not any(node.attr["_XlaMustCompile"].b for node in nodes)
-    assert not any(op.startswith("Xla") for op in core)
+    assert not any(node.op.startswith("Xla") for node in nodes)
+
+
+def test_offsets_in_cased_text_need_a_newer_tf_serving(tmp_path):
+    tokenizer = Tokenizer([*SPECIAL_TOKENS, "the", "Cat"], lower_case=False)
+    module = tf.Module()
+    module.offsets = tf.function(
+        lambda text: tokenizer.tokenize_with_offsets(text)[1].flat_values,
+        input_signature=[tf.TensorSpec([None], tf.string)],
+    )
+    tf.saved_model.save(module, str(tmp_path))
+    assert saved_model.minimum_tf_serving(str(tmp_path)) == "2.20"
 
 
 def test_a_directory_holds_what_is_said(exported, tmp_path):
@@ -233,6 +243,8 @@ def test_a_difference_is_found(exported, tmp_path):
     bias = servable.model.trainable_variables[-1]
     bias.assign_add(np.linspace(0.0, 1.0, bias.shape.num_elements()))
     assert saved_model.difference(servable, path) > 1e-2
+    bias.assign(np.full(bias.shape, np.nan))
+    assert np.isnan(saved_model.difference(servable, path))
 
 
 def test_a_keras_layer_of_tf_hub_can_be_used_and_trained(exported):

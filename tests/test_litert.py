@@ -34,6 +34,8 @@ def test_a_classifier(num_parts):
     bias = model.trainable_variables[-1]
     bias.assign_add([0.0, 1.0, 2.0])
     assert litert.difference(servable, exact, TEXTS) > 0.01
+    bias.assign([np.nan] * 3)
+    assert np.isnan(litert.difference(servable, exact, TEXTS))
 
 
 def test_weights_of_eight_bits_are_a_quarter():

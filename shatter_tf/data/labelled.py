@@ -18,7 +18,7 @@ import tensorflow as tf
 from official.core import config_definitions as cfg
 from official.nlp.data import data_loader_factory
 
-from shatter_tf.command_line import UserError, nearest
+from shatter_tf.command_line import UserError, first_line, nearest
 from shatter_tf.data.batches import order_of_rows, share_of_batches
 from shatter_tf.data.text import read_lines
 from shatter_tf.data.tokenizer import Tokenizer, read_vocabulary
@@ -146,7 +146,7 @@ def read_tfds(params: LabelledDataConfig) -> list[Row]:
             params.tfds_name, split=params.tfds_split, data_dir=params.tfds_data_dir or None, with_info=True
         )
     except Exception as error:  # TFDS raises whatever its builders and its network do
-        raise UserError(f"{source}, tfds_split={params.tfds_split}: {str(error).strip().splitlines()[0]}") from error
+        raise UserError(f"{source}, tfds_split={params.tfds_split}: {first_line(error)}") from error
     strings = [name for name, feature in info.features.items() if feature.dtype in (tf.string, np.str_, str, object)]
     text_fields = list(params.text_fields) or [name for name in strings if name != params.label_field]
     for name in (*text_fields, params.label_field):
