@@ -28,6 +28,12 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--export_dir", required=True, metavar="DIR", help="gets a new version")
     parser.add_argument("--checkpoint", choices=("best", "latest"), default="best", help="[best]")
     parser.add_argument(
+        "--weights",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="how they are stored; bfloat16 is half the size, and computed with in float32 [float32]",
+    )
+    parser.add_argument(
         "--litert", choices=("float32", "int8"), help="also write assets.extra/token_ids.tflite, weights stored so"
     )
     return parser.parse_args(argv)
@@ -42,7 +48,10 @@ def main(argv: list[str]) -> None:
 
     quieten_logging()
     finished = model_dir.read(args.model_dir)
-    servable, checkpoint = serving.load(finished, args.model_dir, best=args.checkpoint == "best")
+    trained, checkpoint = serving.load(finished, args.model_dir, best=args.checkpoint == "best")
+    servable = trained
+    if args.weights != "float32":
+        servable = serving.servable(finished, serving.with_weights_stored_as(args.weights, finished, trained.model))
     export_dir = args.export_dir.rstrip("/")
     version = saved_model.next_version(export_dir)
     target = os.path.join(export_dir, str(version))
@@ -55,8 +64,10 @@ def main(argv: list[str]) -> None:
                 f"{checkpoint}: what was exported differs from the trained model by {difference:.1e}, more than "
                 f"{_TOLERANCE}; nothing was written to --export_dir={export_dir}"
             )
+        if servable is not trained:
+            difference = saved_model.difference(trained, temporary)
         if args.litert:
-            _write_litert(servable, temporary, int8_weights=args.litert == "int8")
+            _write_litert(trained, temporary, int8_weights=args.litert == "int8")
         saved_model.write_warmup_requests(servable, temporary, os.path.basename(export_dir))
         saved_model.write_card(finished, args.model_dir, checkpoint, servable, temporary, os.path.basename(export_dir))
         publish(temporary, target, last="saved_model.pb")

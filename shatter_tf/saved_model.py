@@ -116,14 +116,16 @@ def write_card(finished: Run, model_dir: str, checkpoint: str, servable: Servabl
     specs = servable.functions["serving_default"].input_signature
     instance = '"a text"' if len(specs) == 1 else "{" + ", ".join(f'"{spec.name}": "a text"' for spec in specs) + "}"
     encoder = finished.params.task.model.encoder
+    variables = servable.model.trainable_variables
     lines = [
         f"# {model_name}",
         "",
         f"A model of `{finished.experiment}`, made by shatter_tf {__version__} with TensorFlow {tf.__version__} from "
         f"step {step:,}. The encoder is {'Shatter' if encoder.type == 'any' else 'BERT'}: {encoder.get().num_layers} "
-        f"layers of {encoder.get().hidden_size}; {count_parameters(servable.model.trainable_variables):,} parameters "
-        f"in all; {len(finished.vocabulary):,} wordpieces, {'lower-cased' if finished.lower_case else 'cased'}; texts "
-        f"longer than {servable.seq_length} wordpieces are cut.",
+        f"layers of {encoder.get().hidden_size}; {count_parameters(variables):,} parameters in all, stored as "
+        f"{' and '.join(sorted({variable.dtype.name for variable in variables}))}; {len(finished.vocabulary):,} "
+        f"wordpieces, {'lower-cased' if finished.lower_case else 'cased'}; texts longer than {servable.seq_length} "
+        "wordpieces are cut.",
         "",
         "Evaluated at that step: " + (", ".join(f"{k} {v:.4f}" for k, v in metrics.items()) or "never") + ".",
         "",

@@ -333,20 +333,50 @@ def load_model(finished: Run, model_dir: str, best: bool = True) -> tuple[tf_ker
     return model, checkpoint
 
 
+class _StoredPolicy(tf_keras.mixed_precision.Policy):
+    """Layers compute in float32 with weights that are kept in another dtype and cast where they are read."""
+
+    def __init__(self, variable_dtype: str):
+        super().__init__("float32")
+        self._stored = variable_dtype
+
+    @property
+    def variable_dtype(self):
+        return self._stored
+
+
+def with_weights_stored_as(dtype: str, finished: Run, model: tf_keras.Model) -> tf_keras.Model:
+    """Returns a run's model with its weights rounded to `dtype`, but for those of its norms; it computes in float32."""
+    before = tf_keras.mixed_precision.global_policy()
+    tf_keras.mixed_precision.set_global_policy(_StoredPolicy(dtype))
+    try:
+        stored = task_factory.get_task(finished.params.task).build_model()
+    finally:
+        tf_keras.mixed_precision.set_global_policy(before)
+    for variable, value in zip(stored.variables, model.variables, strict=True):
+        variable.assign(tf.cast(value, variable.dtype))
+    return stored
+
+
 def load(finished: Run, model_dir: str, best: bool = True) -> tuple[Servable, str]:
     """Returns what a run has to serve, and the checkpoint that its weights are from; raises as `load_model` does."""
     model, checkpoint = load_model(finished, model_dir, best)
+    return servable(finished, model), checkpoint
+
+
+def servable(finished: Run, model: tf_keras.Model) -> Servable:
+    """Returns what a run's model has to serve."""
     task = finished.params.task
     tokenizer = Tokenizer(finished.vocabulary, finished.lower_case)
     length = task.train_data.seq_length
     if finished.experiment == "shatter/pretrain":
-        return MaskedLanguageModel(model, model.encoder_network, tokenizer, length), checkpoint
+        return MaskedLanguageModel(model, model.encoder_network, tokenizer, length)
     common = model, model.checkpoint_items["encoder"], tokenizer, length
     if finished.experiment == "shatter/tag":
-        return Tagger(*common, list(task.class_names)), checkpoint
+        return Tagger(*common, list(task.class_names))
     if finished.experiment == "shatter/question_answering":
-        return QuestionAnswerer(*common, task), checkpoint
+        return QuestionAnswerer(*common, task)
     texts = ("text_a", "text_b") if task.pairs else ("text",)
     if finished.experiment == "shatter/regress":
-        return Regressor(*common, texts), checkpoint
-    return Classifier(*common, texts, finished.labels), checkpoint
+        return Regressor(*common, texts)
+    return Classifier(*common, texts, finished.labels)

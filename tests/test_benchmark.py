@@ -9,8 +9,9 @@ import sys
 import pytest
 import tensorflow as tf
 
-from shatter_tf import settings, tpu_compiler
+from shatter_tf import benchmark, settings, tpu_compiler
 from shatter_tf.benchmark import largest_batch
+from shatter_tf.command_line import UserError
 from shatter_tf.training_step import TrainingStep, matmul_flops, synthetic_batch
 
 TPU_PYTHON = os.path.join(os.path.dirname(os.path.dirname(__file__)), ".venv-tpu", "bin", "python")
@@ -106,15 +107,14 @@ def test_cycles_of_a_loop_count_once_for_each_round():
         ("--config_file=nowhere.yaml", "no such file"),
     ],
 )
-def test_a_mistake_is_one_line(flag, message):
+def test_a_mistake_is_one_line(capsys, flag, message):
     flags = [flag] if message else [flag, "--target=tpu:v4:2x2x1"]
     if flag == "--target=gpu" and tf.config.list_physical_devices("GPU"):
         pytest.skip("there is a GPU")
-    process = run_benchmark(*flags)
-    assert process.returncode == 2
-    assert process.stdout == ""
-    assert process.stderr.count("\n") == 1, process.stderr
-    assert (message or "make tpu-compiler") in process.stderr
+    with pytest.raises(UserError, match=message or "make tpu-compiler") as refusal:
+        benchmark.main([f"--params_override={OVERRIDE}", *flags])
+    assert "\n" not in str(refusal.value)
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.slow

@@ -230,7 +230,7 @@ def test_a_signal_saves_a_checkpoint_and_asks_to_be_tried_again(tmp_path, write_
         read_until(process, "step 20/")
         process.send_signal(number)
         stopped_at = int(read_until(process, "stopped at step ").split()[3].rstrip(","))
-        assert process.wait(timeout=60) == 75
+        assert process.wait(timeout=300) == 75
     assert checkpoints.checkpoint_step(checkpoints.latest_checkpoint(directory)) == stopped_at
 
     with launch(data, directory) as process:
@@ -245,7 +245,7 @@ def test_killed_twice_with_sigkill_it_ends_with_the_same_weights(tmp_path, write
     more += ",task.model.encoder.any.dropout_rate=0.1,task.model.encoder.any.attention_dropout_rate=0.1"
     with launch(data, tmp_path / "whole", more) as process:
         last = read_until(process, "step 100/")
-        assert process.wait(timeout=60) == 0
+        assert process.wait(timeout=300) == 0
     for step in (35, 70):
         with launch(data, tmp_path / "killed", more) as process:
             read_until(process, f"step {step}/")
@@ -253,7 +253,7 @@ def test_killed_twice_with_sigkill_it_ends_with_the_same_weights(tmp_path, write
     with launch(data, tmp_path / "killed", more) as process:
         assert "from step " in read_until(process, "shatter/pretrain in ")
         again = read_until(process, "step 100/")
-        assert process.wait(timeout=60) == 0
+        assert process.wait(timeout=300) == 0
     assert last.split()[:6] == again.split()[:6]  # the loss and the accuracy of the last steps
     whole, killed = (
         tf.train.load_checkpoint(checkpoints.latest_checkpoint(str(tmp_path / name))) for name in ("whole", "killed")
@@ -344,7 +344,7 @@ def test_a_full_disk_stops_training_with_one_line_and_the_last_checkpoint_whole(
         # No file may grow beyond 10 kB from here on, which is what this process can do of a full disk.
         resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (10_000, 10_000))
         line = read_until(process, "error: ")
-        assert process.wait(timeout=60) == 2
+        assert process.wait(timeout=300) == 2
     assert "cannot write a checkpoint at step " in line
     assert "make room, and the same command goes on from there" in line
     latest = checkpoints.latest_checkpoint(str(directory))
