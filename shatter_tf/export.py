@@ -50,8 +50,8 @@ def main(argv: list[str]) -> None:
     finished = model_dir.read(args.model_dir)
     trained, checkpoint = serving.load(finished, args.model_dir, best=args.checkpoint == "best")
     servable = trained
-    if args.weights != "float32":
-        servable = serving.servable(finished, serving.with_weights_stored_as(args.weights, finished, trained.model))
+    if args.weights == "bfloat16":
+        servable = serving.servable(finished, serving.in_bfloat16(finished, trained.model))
     export_dir = args.export_dir.rstrip("/")
     version = saved_model.next_version(export_dir)
     target = os.path.join(export_dir, str(version))

@@ -333,24 +333,30 @@ def load_model(finished: Run, model_dir: str, best: bool = True) -> tuple[tf_ker
     return model, checkpoint
 
 
-class _StoredPolicy(tf_keras.mixed_precision.Policy):
-    """Layers compute in float32 with weights that are kept in another dtype and cast where they are read."""
+class _MatricesInBfloat16(tf_keras.mixed_precision.Policy):
+    """Layers compute in float32, with matrices that are kept in bfloat16 and cast where they are read."""
 
-    def __init__(self, variable_dtype: str):
+    variable_dtype = "bfloat16"
+
+    def __init__(self):
         super().__init__("float32")
-        self._stored = variable_dtype
 
-    @property
-    def variable_dtype(self):
-        return self._stored
+    @staticmethod
+    def create_variable(next_creator, **kwargs):
+        """Leaves biases and norms, which are small and which Keras's norms want so, in float32."""
+        if kwargs["dtype"] == tf.bfloat16 and len(kwargs["shape"]) < 2:
+            initial_value = kwargs["initial_value"]
+            kwargs.update(dtype=tf.float32, initial_value=lambda: tf.cast(initial_value(), tf.float32))
+        return next_creator(**kwargs)
 
 
-def with_weights_stored_as(dtype: str, finished: Run, model: tf_keras.Model) -> tf_keras.Model:
-    """Returns a run's model with its weights rounded to `dtype`, but for those of its norms; it computes in float32."""
-    before = tf_keras.mixed_precision.global_policy()
-    tf_keras.mixed_precision.set_global_policy(_StoredPolicy(dtype))
+def in_bfloat16(finished: Run, model: tf_keras.Model) -> tf_keras.Model:
+    """Returns a run's model with its matrices rounded to bfloat16; it computes in float32."""
+    before, policy = tf_keras.mixed_precision.global_policy(), _MatricesInBfloat16()
+    tf_keras.mixed_precision.set_global_policy(policy)
     try:
-        stored = task_factory.get_task(finished.params.task).build_model()
+        with tf.variable_creator_scope(policy.create_variable):
+            stored = task_factory.get_task(finished.params.task).build_model()
     finally:
         tf_keras.mixed_precision.set_global_policy(before)
     for variable, value in zip(stored.variables, model.variables, strict=True):

@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import re
 import shutil
 
 import numpy as np
@@ -234,6 +235,26 @@ def test_versions_count_up_and_failures_leave_nothing(exported, tmp_path, monkey
     with pytest.raises(UserError, match="differs from the trained model by nan"):
         export(*flags)
     assert sorted(os.listdir(tmp_path / "served")) == ["7", "8"]
+
+
+@pytest.mark.parametrize("name", ["pretrain", "question_answering"])
+def test_matrices_in_bfloat16_are_half_the_size_and_rounded(exported, tmp_path, capsys, name):
+    export(f"--model_dir={exported[name]}", f"--export_dir={tmp_path}", "--weights=bfloat16")
+    (difference,) = re.findall(r"at most ([\d.e-]+) from the trained model", capsys.readouterr().out)
+    assert 1e-4 < float(difference) < 0.1
+    assert "stored as bfloat16 and float32" in (tmp_path / "1/README.md").read_text()
+    whole, rounded = (
+        tf.train.load_checkpoint(f"{path}/1/variables/variables") for path in (exported[f"{name}_export"], tmp_path)
+    )
+    names = set(whole.get_variable_to_shape_map()) - {"_CHECKPOINTABLE_OBJECT_GRAPH"}
+    matrices = [n for n in names if len(whole.get_variable_to_shape_map()[n]) > 1]
+    assert len(matrices) > 5
+    for n in names:
+        expected = tf.constant(whole.get_tensor(n))
+        if n in matrices:
+            assert rounded.get_variable_to_dtype_map()[n] == tf.bfloat16
+            expected = tf.cast(expected, tf.bfloat16)
+        np.testing.assert_array_equal(rounded.get_tensor(n), expected.numpy())
 
 
 def test_a_difference_is_found(exported, tmp_path):
