@@ -32,7 +32,7 @@ from shatter_tf.data.tokenizer import read_vocabulary
 from shatter_tf.encoder import feed_forward_activation
 from shatter_tf.experiments import NAMES
 from shatter_tf.model_dir import Run
-from shatter_tf.tasks import OPTIMIZERS, QuestionAnsweringConfig, RegressConfig
+from shatter_tf.tasks import OPTIMIZERS, RegressConfig
 
 _SHARED_ENCODER_FIELDS = [
     field.name for field in dataclasses.fields(BertConfig) if hasattr(ShatterConfig(), field.name)
@@ -438,37 +438,8 @@ def _problems(params: cfg.ExperimentConfig, vocabulary_size: int) -> list[str]:
                 f"task.{name}.enable_tf_data_service: batches are a function of the step here, which a service does "
                 "not keep, and the loader is no bottleneck (docs/performance.md); leave it out"
             )
-        if not 0 < getattr(data, "mask_rate", 0.15) < 1:
-            found.append(f"task.{name}.mask_rate={data.mask_rate} is not between 0 and 1")
-        if isinstance(task, QuestionAnsweringConfig):
-            found += [
-                f"task.{name}.{key}={getattr(data, key)} is not positive"
-                for key in ("doc_stride", "max_query_length")
-                if getattr(data, key) < 1
-            ]
-            room = data.seq_length - data.max_query_length - 3
-            if room < task.max_answer_length:
-                found.append(
-                    f"task.{name}.seq_length={data.seq_length} leaves {room} tokens of context beside a question of "
-                    f"max_query_length={data.max_query_length}, fewer than task.max_answer_length="
-                    f"{task.max_answer_length}: raise the first or lower the others"
-                )
-        predictions = getattr(data, "max_predictions_per_seq", 0)
-        if not 0 <= predictions <= data.seq_length:
-            found.append(f"task.{name}.max_predictions_per_seq={predictions} is not between 0 and seq_length")
-    for name in ("n_best_size", "max_answer_length"):
-        if getattr(task, name, 1) < 1:
-            found.append(f"task.{name}={getattr(task, name)} is not positive")
-    metric_types = getattr(task, "metric_types", ())
-    if metric_types and task.metric_type not in metric_types:
-        found.append(
-            f"task.metric_type={task.metric_type}: use {' or '.join(metric_types)}"
-            f"{nearest(task.metric_type, metric_types)}"
-        )
-    elif metric_types and task.metric_type == "f1" and task.model.num_classes != 2:
-        found.append(f"task.metric_type=f1 is of two labels, but the data has {task.model.num_classes}")
-    if not 0 <= getattr(task.model, "head_dropout", 0) < 1:
-        found.append(f"task.model.head_dropout={task.model.head_dropout} is not in [0, 1)")
+        found += [f"task.{name}.{problem}" for problem in getattr(data, "problems", list)()]
+    found += [f"task.{problem}" for problem in getattr(task, "problems", list)()]
     for name in _POSITIVE:
         if getattr(trainer, name) < 1:
             found.append(f"trainer.{name}={getattr(trainer, name)} is not positive")

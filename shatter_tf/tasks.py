@@ -18,6 +18,7 @@ from sklearn import metrics as sklearn_metrics
 from shatter_tf import encoder as _  # noqa: F401  binds ShatterEncoder to ShatterConfig
 from shatter_tf.baselines import BertBaseline, BertConfig
 from shatter_tf.checkpoints import restore_pretrained
+from shatter_tf.command_line import nearest
 from shatter_tf.config import ShatterConfig
 from shatter_tf.data.labelled import LabelledDataConfig
 from shatter_tf.data.pretraining import PretrainDataConfig
@@ -104,6 +105,15 @@ class ClassifyConfig(sentence_prediction.SentencePredictionConfig):
         """What picks the best checkpoint, unless `trainer.best_checkpoint_eval_metric` is set."""
         return "cls_accuracy" if self.metric_type == "accuracy" else self.metric_type
 
+    def problems(self) -> list[str]:
+        """Returns a line for everything that would fail later."""
+        if self.metric_type not in self.metric_types:
+            near = nearest(self.metric_type, self.metric_types)
+            return [f"metric_type={self.metric_type}: use {' or '.join(self.metric_types)}{near}"]
+        if self.metric_type == "f1" and self.model.num_classes != 2:
+            return [f"metric_type=f1 is of two labels, but the data has {self.model.num_classes}"]
+        return []
+
 
 @dataclasses.dataclass
 class RegressConfig(ClassifyConfig):
@@ -138,6 +148,21 @@ class QuestionAnsweringConfig(question_answering.QuestionAnsweringConfig):
         default_factory=lambda: QuestionAnsweringDataConfig(is_training=False, drop_remainder=False)
     )
 
+    def problems(self) -> list[str]:
+        """Returns a line for everything that would fail later."""
+        positive = ("n_best_size", "max_answer_length")
+        found = [f"{name}={getattr(self, name)} is not positive" for name in positive if getattr(self, name) < 1]
+        for name in ("train_data", "validation_data"):
+            data = getattr(self, name)
+            room = data.seq_length - data.max_query_length - 3
+            if room < self.max_answer_length:
+                found.append(
+                    f"{name}.seq_length={data.seq_length} leaves {room} tokens of context beside a question of "
+                    f"max_query_length={data.max_query_length}, fewer than task.max_answer_length="
+                    f"{self.max_answer_length}: raise the first or lower the others"
+                )
+        return found
+
 
 @dataclasses.dataclass
 class TagConfig(tagging.TaggingConfig):
@@ -153,6 +178,11 @@ class TagConfig(tagging.TaggingConfig):
     def main_metric(self) -> str:
         """What picks the best checkpoint, unless `trainer.best_checkpoint_eval_metric` is set."""
         return "f1" if is_iob(self.train_data.labels) else "accuracy"
+
+    def problems(self) -> list[str]:
+        """Returns a line for everything that would fail later."""
+        rate = self.model.head_dropout
+        return [] if 0 <= rate < 1 else [f"model.head_dropout={rate} is not in [0, 1)"]
 
 
 class _Task:

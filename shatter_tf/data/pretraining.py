@@ -48,6 +48,13 @@ class PretrainDataConfig(cfg.DataConfig):
     seed: int = 0
     use_next_sentence_label: bool = False
 
+    def problems(self) -> list[str]:
+        """Returns a line for everything that would fail later."""
+        found = [] if 0 < self.mask_rate < 1 else [f"mask_rate={self.mask_rate} is not between 0 and 1"]
+        if not 0 <= self.max_predictions_per_seq <= self.seq_length:
+            found.append(f"max_predictions_per_seq={self.max_predictions_per_seq} is not between 0 and seq_length")
+        return found
+
 
 def _seed(seed: int, domain: int, counter) -> tf.Tensor:
     """Returns the stateless seed [2] of one use of random numbers."""

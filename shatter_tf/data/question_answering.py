@@ -50,6 +50,11 @@ class QuestionAnsweringDataConfig(cfg.DataConfig):
     lower_case: bool = True
     seed: int = 0
 
+    def problems(self) -> list[str]:
+        """Returns a line for everything that would fail later."""
+        positive = ("doc_stride", "max_query_length")
+        return [f"{name}={getattr(self, name)} is not positive" for name in positive if getattr(self, name) < 1]
+
 
 @dataclasses.dataclass
 class Question:
