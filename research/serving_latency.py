@@ -1,7 +1,8 @@
-"""Latency of exported classifiers, Shatter's beside BERT's at the same sizes: a Markdown table and a line of JSON.
+"""Latency of exported classifiers, Shatter's beside BERT's of the same sizes: a Markdown table and a line of JSON.
 
   python research/serving_latency.py --config_file=configs/pretrain_mini.yaml
   python research/serving_latency.py --config_file=configs/pretrain_base.yaml --batch_size=1,8 --rounds=10
+  python research/serving_latency.py --config_file=configs/pretrain_base.yaml --against=bfloat16
 
 Both are exported with random weights, loaded again and asked through `serving_default`, strings in, in turn: every
 round asks each of them once. A ratio is of the two times of one round; its median and quartiles are what to look at on
@@ -25,6 +26,9 @@ def parse_arguments() -> argparse.Namespace:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config_file", required=True, metavar="F", help="the encoder's sizes")
+    parser.add_argument(
+        "--against", choices=("bert", "bfloat16"), default="bert", help="or Shatter with such matrices [bert]"
+    )
     parser.add_argument("--batch_size", type=numbers, default=[1, 8, 32], metavar="N[,N]", help="[1,8,32]")
     parser.add_argument("--seq_length", type=numbers, default=[32, 128, 512], metavar="N[,N]", help="[32,128,512]")
     parser.add_argument("--rounds", type=int, default=30, metavar="N", help="requests to each model [30]")
@@ -32,7 +36,7 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def export(config_file: str, encoder_type: str, seq_length: int, path: str) -> int:
+def export(config_file: str, encoder_type: str, bfloat16: bool, seq_length: int, path: str) -> int:
     """Exports a classifier with random weights, and returns its number of parameters."""
     import tensorflow as tf
     from official.core import task_factory
@@ -50,6 +54,8 @@ def export(config_file: str, encoder_type: str, seq_length: int, path: str) -> i
     model = task_factory.get_task(task).build_model()
     words = [f"w{i}" for i in range(VOCABULARY_SIZE - len(SPECIAL_TOKENS))]
     tokenizer = Tokenizer([*SPECIAL_TOKENS, *words], lower_case=True)
+    if bfloat16:
+        model = serving.in_bfloat16(task, model)
     encoder = model.checkpoint_items["encoder"]
     servable = serving.Classifier(model, encoder, tokenizer, seq_length, ("text",), list(LABELS))
     tf.saved_model.save(servable.trackable(), path, signatures=servable.functions)
@@ -86,15 +92,22 @@ def main() -> None:
 
     models, functions, sizes = {}, {}, {}
     with tempfile.TemporaryDirectory() as directory:
-        for name, encoder_type in (("shatter", "any"), ("bert", "bert")):
+        for name in ("shatter", args.against):
             path = os.path.join(directory, name)
-            parameters = export(args.config_file, encoder_type, max(args.seq_length), path)
+            encoder_type = "bert" if name == "bert" else "any"
+            parameters = export(args.config_file, encoder_type, name == "bfloat16", max(args.seq_length), path)
             graph = os.path.getsize(os.path.join(path, "saved_model.pb"))
-            sizes[name] = dict(parameters=parameters, saved_model_pb_mb=round(graph / 1e6, 2))
+            variables = os.path.getsize(os.path.join(path, "variables/variables.data-00000-of-00001"))
+            sizes[name] = dict(
+                parameters=parameters,
+                saved_model_pb_mb=round(graph / 1e6, 2),
+                variables_mb=round(variables / 1e6, 1),
+            )
             models[name] = tf.saved_model.load(path)  # the signatures do not keep it alive
             functions[name] = models[name].signatures["serving_default"]
     rng, rows = np.random.default_rng(0), []
-    print("| batch × tokens | Shatter, ms (p95) | BERT, ms (p95) | texts/s | Shatter : BERT (quartiles) |")
+    other = {"bert": "BERT", "bfloat16": "bfloat16"}[args.against]
+    print(f"| batch × tokens | Shatter, ms (p95) | {other}, ms (p95) | texts/s | Shatter : {other} (quartiles) |")
     print("|---|---|---|---|---|", flush=True)
     for length in args.seq_length:
         for batch_size in args.batch_size:
@@ -102,13 +115,13 @@ def main() -> None:
             texts = tf.constant([" ".join(f"w{i}" for i in row) for row in words])
             times = measure(functions, texts, args.rounds, args.seconds)
             first, ratio, third = statistics.quantiles(
-                [ours / theirs for ours, theirs in zip(times["shatter"], times["bert"], strict=True)], n=4
+                [ours / theirs for ours, theirs in zip(times["shatter"], times[args.against], strict=True)], n=4
             )
-            row = dict(batch_size=batch_size, tokens=length, rounds=len(times["bert"]))
+            row = dict(batch_size=batch_size, tokens=length, rounds=len(times["shatter"]))
             row.update({name: summary(values, batch_size) for name, values in times.items()})
             row.update(ratio=round(ratio, 3), quartiles=[round(first, 3), round(third, 3)])
             rows.append(row)
-            ours, theirs = row["shatter"], row["bert"]
+            ours, theirs = row["shatter"], row[args.against]
             print(
                 f"| {batch_size} × {length} | {ours['median_ms']} ({ours['p95_ms']}) "
                 f"| {theirs['median_ms']} ({theirs['p95_ms']}) "

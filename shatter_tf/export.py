@@ -51,7 +51,7 @@ def main(argv: list[str]) -> None:
     trained, checkpoint = serving.load(finished, args.model_dir, best=args.checkpoint == "best")
     servable = trained
     if args.weights == "bfloat16":
-        servable = serving.servable(finished, serving.in_bfloat16(finished, trained.model))
+        servable = serving.servable(finished, serving.in_bfloat16(finished.params.task, trained.model))
     export_dir = args.export_dir.rstrip("/")
     version = saved_model.next_version(export_dir)
     target = os.path.join(export_dir, str(version))

@@ -8,6 +8,7 @@ from typing import Optional
 
 import tensorflow as tf
 import tf_keras
+from official.core import config_definitions as cfg
 from official.core import task_factory
 
 from shatter_tf.checkpoints import best_checkpoint, latest_checkpoint
@@ -350,13 +351,13 @@ class _MatricesInBfloat16(tf_keras.mixed_precision.Policy):
         return next_creator(**kwargs)
 
 
-def in_bfloat16(finished: Run, model: tf_keras.Model) -> tf_keras.Model:
-    """Returns a run's model with its matrices rounded to bfloat16; it computes in float32."""
+def in_bfloat16(task: cfg.TaskConfig, model: tf_keras.Model) -> tf_keras.Model:
+    """Returns the model of `task` with its matrices rounded to bfloat16; it computes in float32."""
     before, policy = tf_keras.mixed_precision.global_policy(), _MatricesInBfloat16()
     tf_keras.mixed_precision.set_global_policy(policy)
     try:
         with tf.variable_creator_scope(policy.create_variable):
-            stored = task_factory.get_task(finished.params.task).build_model()
+            stored = task_factory.get_task(task).build_model()
     finally:
         tf_keras.mixed_precision.set_global_policy(before)
     for variable, value in zip(stored.variables, model.variables, strict=True):
