@@ -123,6 +123,11 @@ class ShatterEncoder(tf_keras.layers.Layer):
       encoder_outputs: a list of [B, L, D], one for each block.
       attention_scores: a list of float32 [B, 1, L, L], one for each block, when `config.return_attention_scores`.
 
+    Args:
+      config: sizes and choices.
+      output_dropout_rate: in training, of `sequence_output` and `pooled_output`: for heads, whose own dropout would not
+        be resumed exactly.
+
     Raises:
       ValueError: for impossible configs, and for inputs longer than `config.max_sequence_length`.
 
@@ -135,9 +140,10 @@ class ShatterEncoder(tf_keras.layers.Layer):
     TensorShape([1, 4, 8])
     """
 
-    def __init__(self, config: ShatterConfig, **kwargs):
+    def __init__(self, config: ShatterConfig, output_dropout_rate: float = 0.0, **kwargs):
         super().__init__(autocast=False, **kwargs)
         self.config = config = as_config(config)
+        self.output_dropout_rate = output_dropout_rate
         initializer = tf_keras.initializers.TruncatedNormal(stddev=config.initializer_range)
         self.word_embeddings = layers.OnDeviceEmbedding(
             config.vocab_size, config.hidden_size, initializer=initializer, name="word_embeddings"
@@ -236,6 +242,10 @@ class ShatterEncoder(tf_keras.layers.Layer):
             outputs[-1] = h
 
         pooled = mean_of_tokens(h, inputs["input_mask"]) if self.pooler is None else self.pooler(h[:, 0])
+        if keys is not None:
+            output_keys = site_keys(keys, len(self.blocks))
+            pooled = dropout(pooled[:, tf.newaxis], self.output_dropout_rate, output_keys)[:, 0]
+            h = dropout(h, self.output_dropout_rate, output_keys)
         result = dict(sequence_output=h, pooled_output=pooled, encoder_outputs=outputs)
         if self.config.return_attention_scores:
             result["attention_scores"] = attention_scores
@@ -258,4 +268,5 @@ class ShatterEncoder(tf_keras.layers.Layer):
         return self.word_embeddings
 
     def get_config(self):
-        return {**super().get_config(), "config": self.config.as_dict()}
+        own = dict(config=self.config.as_dict(), output_dropout_rate=self.output_dropout_rate)
+        return {**super().get_config(), **own}

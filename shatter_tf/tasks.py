@@ -15,7 +15,6 @@ from official.nlp.tasks import masked_lm, question_answering, sentence_predictio
 from scipy import stats
 from sklearn import metrics as sklearn_metrics
 
-from shatter_tf import encoder as _  # noqa: F401  binds ShatterEncoder to ShatterConfig
 from shatter_tf.baselines import BertBaseline, BertConfig
 from shatter_tf.checkpoints import restore_pretrained
 from shatter_tf.command_line import nearest
@@ -24,6 +23,7 @@ from shatter_tf.data.labelled import LabelledDataConfig
 from shatter_tf.data.pretraining import PretrainDataConfig
 from shatter_tf.data.question_answering import QuestionAnsweringDataConfig, answer_scores, best_spans
 from shatter_tf.data.tagging import NO_TAG, TaggingDataConfig, is_iob
+from shatter_tf.encoder import ShatterEncoder
 
 # Nothing of ours, or of Model Garden's that we use, branches on a tensor in Python. Rewriting it all to find that out
 # would be most of the time from a command to its first step.
@@ -31,6 +31,8 @@ without_autograph = tf.autograph.experimental.do_not_convert
 
 # Those of Model Garden's that take gradients which are summed already; Keras's loss scaling asks that of them.
 OPTIMIZERS = ("adamw", "adam", "lamb", "lars", "sgd", "rmsprop", "adagrad")
+
+_CLASSIFIER_DROPOUT_RATE = 0.1  # BERT's, and Model Garden's
 
 
 @dataclasses.dataclass
@@ -54,6 +56,20 @@ def build_encoder(config: EncoderConfig, use_pooler: bool) -> tf_keras.layers.La
         elif encoder.pooler is not None:
             encoder.pooler.trainable = False
     return encoder
+
+
+def build_encoder_for_head(
+    config: EncoderConfig, use_pooler: bool, dropout_rate: float
+) -> tuple[tf_keras.layers.Layer, float]:
+    """Returns an encoder, and the rate of the dropout that is left for Model Garden's head to do.
+
+    None is for Shatter's, whose own dropout is resumed exactly and the same on any number of replicas.
+    """
+    encoder = build_encoder(config, use_pooler)
+    if not isinstance(encoder, ShatterEncoder):
+        return encoder, dropout_rate
+    encoder.output_dropout_rate = dropout_rate
+    return encoder, 0.0
 
 
 @dataclasses.dataclass
@@ -337,8 +353,12 @@ class ClassifyTask(_Task, sentence_prediction.SentencePredictionTask):
     @without_autograph
     def build_model(self):
         config = self.task_config.model
+        encoder, dropout_rate = build_encoder_for_head(
+            config.encoder, config.use_encoder_pooler, _CLASSIFIER_DROPOUT_RATE
+        )
         return models.BertClassifier(
-            network=build_encoder(config.encoder, use_pooler=config.use_encoder_pooler),
+            network=encoder,
+            dropout_rate=dropout_rate,
             num_classes=config.num_classes,
             initializer=tf_keras.initializers.TruncatedNormal(stddev=config.encoder.get().initializer_range),
             use_encoder_pooler=config.use_encoder_pooler,
@@ -453,11 +473,12 @@ class TagTask(_Task, tagging.TaggingTask):
     @without_autograph
     def build_model(self):
         config = self.task_config.model
+        encoder, dropout_rate = build_encoder_for_head(config.encoder, False, config.head_dropout)
         return models.BertTokenClassifier(
-            network=build_encoder(config.encoder, use_pooler=False),
+            network=encoder,
             num_classes=len(self.task_config.class_names),
             initializer=tf_keras.initializers.TruncatedNormal(stddev=config.head_initializer_range),
-            dropout_rate=config.head_dropout,
+            dropout_rate=dropout_rate,
             output="logits",
         )
 

@@ -59,14 +59,14 @@ def losses(output):
 def run(pretrain, tmp_path, monkeypatch, capsys):
     """Returns a function that trains with given settings on so many CPUs; it returns the directory and the output."""
 
-    def train(name, override="", cpus=1):
+    def train(name, override="", cpus=1, resolve=pretrain):
         # CPUs' collectives would remember the size of their group for as long as the process lives.
         devices, ops = [f"CPU:{i}" for i in range(cpus)], tf.distribute.ReductionToOneDevice()
         strategy = tf.distribute.MirroredStrategy(devices, cross_device_ops=ops)
         if cpus > 1:
             monkeypatch.setattr(trainer, "build_strategy", lambda runtime: strategy)
         settings = f"{STEPS},{DROPOUT},task.train_data.global_batch_size=8,runtime.enable_xla=false,{override}"
-        session = trainer.Session(pretrain(settings.rstrip(",")), str(tmp_path / name))
+        session = trainer.Session(resolve(more=settings.rstrip(",")), str(tmp_path / name))
         assert session.trainer.strategy.num_replicas_in_sync == cpus
         session.train(evaluate=True)
         monkeypatch.undo()
@@ -81,6 +81,13 @@ def test_any_number_of_replicas_takes_the_same_steps(run, cpus):
     alone, said = run("alone")
     together, said_together = run("together", cpus=cpus)
     assert losses(said) == losses(said_together)
+    assert_same_weights(alone, together)
+
+
+def test_two_replicas_fine_tune_as_one_does(run, classify):
+    """The dropout before the head, too."""
+    alone, _ = run("alone", resolve=classify)
+    together, _ = run("together", cpus=2, resolve=classify)
     assert_same_weights(alone, together)
 
 

@@ -155,6 +155,18 @@ def test_sequences_longer_than_the_table_are_refused():
 
 
 @pytest.mark.slow
+def test_output_dropout_is_of_what_heads_get_in_training():
+    encoder = ShatterEncoder(small(dropout_rate=0.0, attention_dropout_rate=0.0))
+    plain = encoder(batch(), training=True)
+    encoder.output_dropout_rate = 0.25
+    assert ShatterEncoder.from_config(encoder.get_config()).output_dropout_rate == 0.25
+    for name in ("sequence_output", "pooled_output"):
+        np.testing.assert_array_equal(encoder(batch(), training=False)[name], plain[name])
+        dropped = encoder(batch(), training=True)[name].numpy()
+        assert 0.1 < np.mean(dropped == 0) < 0.4
+        np.testing.assert_allclose(dropped[dropped != 0], (plain[name].numpy() / 0.75)[dropped != 0], rtol=1e-5)
+
+
 def test_keras_model_round_trips(tmp_path):
     encoder = ShatterEncoder(small(norm_first=False, partition="bernstein"))
     inputs = {key: tf_keras.Input((None,), dtype=tf.int32, name=key) for key in batch()}

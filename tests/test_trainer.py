@@ -264,9 +264,17 @@ def test_killed_twice_with_sigkill_it_ends_with_the_same_weights(tmp_path, write
         np.testing.assert_array_equal(whole.get_tensor(name), killed.get_tensor(name), err_msg=name)
 
 
-def test_a_run_that_was_killed_ends_with_the_same_weights(pretrain, tmp_path, monkeypatch):
+@pytest.mark.parametrize("experiment", ["pretrain", "classify", "tag"])
+def test_a_run_that_was_killed_ends_with_the_same_weights(
+    pretrain, classify, fine_tune, tmp_path, monkeypatch, experiment
+):
     """Data, masking, dropout, optimizer and schedule all go on where they were: bit for bit, on a CPU."""
-    run = pretrain(STEPS + ",task.model.encoder.any.dropout_rate=0.2,task.model.encoder.any.attention_dropout_rate=0.2")
+    more = STEPS + ",task.model.encoder.any.dropout_rate=0.2,task.model.encoder.any.attention_dropout_rate=0.2"
+    if experiment == "tag":
+        words = [f"the\tA\ncat\tB\n{'sat' if i % 2 else 'ran'}\tA\n" for i in range(12)]
+        run = fine_tune("shatter/tag", words, more=more + ",task.model.head_dropout=0.2")
+    else:
+        run = dict(pretrain=pretrain, classify=classify)[experiment](more=more)
     whole = train(run, tmp_path / "whole")
 
     killed = start(run, tmp_path / "killed")
