@@ -1,6 +1,5 @@
 """Settings of every test: quiet libraries, and no policy or seed left over from the test before."""
 
-import gc
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -42,17 +41,6 @@ WORDS = [
     "very",
     "fast",
 ]
-
-
-def pytest_collection_finish():
-    gc.freeze()  # the libraries stay; what a test leaves is then found quickly
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _no_garbage():
-    """Graphs are cycles, and found late: a process came to 6 GB, in which some tests took minutes for seconds."""
-    yield
-    gc.collect()
 
 
 @pytest.fixture(autouse=True)
