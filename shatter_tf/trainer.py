@@ -73,8 +73,10 @@ class Trainer(base_trainer.Trainer):
         with tf.control_dependencies([begin]):
             inputs = self.next_train_inputs(iterator)
         with tf.control_dependencies(tf.nest.flatten(inputs, expand_composites=True)):
-            self._input_seconds.assign_add(tf.timestamp() - begin)
-        self.strategy.run(step, args=(inputs,), options=self._runtime_options)
+            waited = self._input_seconds.assign_add(tf.timestamp() - begin)
+        # Else a process with one thread may read the clock after the step.
+        with tf.control_dependencies([waited]):
+            self.strategy.run(step, args=(inputs,), options=self._runtime_options)
 
     def train_loop_end(self):
         logs = super().train_loop_end()

@@ -2,7 +2,9 @@
 
 import json
 import math
+import os
 import pathlib
+import re
 import resource
 import shutil
 import signal
@@ -221,6 +223,21 @@ def read_until(process, start):
         if line.startswith(start):
             return line
     raise AssertionError(f"it ended before {start!r}")
+
+
+@pytest.mark.slow
+def test_the_one_thread_of_one_core_does_not_count_its_steps_as_waiting(tmp_path, write_corpus, random_documents):
+    data, cores = write_corpus(random_documents(shards=1, per_shard=40)), os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})  # the process inherits it
+    try:
+        process = launch(data, tmp_path / "run", f"{NO_XLA},trainer.train_steps=40,trainer.steps_per_loop=20")
+    finally:
+        os.sched_setaffinity(0, cores)
+    with process:
+        said = read_until(process, "step 40/40")
+        assert process.wait(timeout=300) == 0
+    waiting = re.search(r"waiting for data (\d+)%", said)
+    assert waiting is None or int(waiting[1]) < 50, said
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
