@@ -14,7 +14,8 @@ from official.nlp.modeling import layers, networks
 from official.projects.roformer.roformer_encoder_block import RoformerEncoderBlock
 
 from shatter_tf.attention import same_document_mask
-from shatter_tf.encoder import feed_forward_activation
+from shatter_tf.config import POOLINGS
+from shatter_tf.encoder import feed_forward_activation, mean_of_tokens
 
 POSITIONS = ("absolute", "relative_bias", "absolute_and_relative_bias", "rotary")
 
@@ -26,9 +27,12 @@ class BertConfig(encoders.BertEncoderConfig):
     Attributes:
       positions: "absolute" (Devlin et al. 2019), "relative_bias" (T5, arXiv 1910.10683, each layer its own),
         "absolute_and_relative_bias", or "rotary" (RoFormer, arXiv 2104.09864, Model Garden's own blocks).
+      pooling: what `pooled_output` is: "first_token", Model Garden's tanh projection of it, or "mean", as in
+        ShatterConfig.
     """
 
     positions: str = "absolute"
+    pooling: str = "first_token"
 
     def problems(self) -> list[str]:
         """Returns one line for each value that no encoder can be built with; none when all is well."""
@@ -41,6 +45,8 @@ class BertConfig(encoders.BertEncoderConfig):
             found.append("positions=rotary has no output_range and no return_attention_scores")
         if self.positions not in POSITIONS:
             found.append(f"positions={self.positions!r} is not one of {', '.join(POSITIONS)}")
+        if self.pooling not in POOLINGS:
+            found.append(f"pooling={self.pooling!r} is not one of {', '.join(POOLINGS)}")
         return found
 
 
@@ -174,6 +180,14 @@ class BertBaseline(networks.BertEncoderV2):
         if config.norm_first:
             blocks[-1] = _NormedBlock(blocks[-1], name="last_block")
         self._transformer_layers = blocks
+        if config.pooling == "mean":
+            self.freeze_pooler()
+
+    def call(self, inputs):
+        outputs = super().call(inputs)
+        if self.config.pooling == "mean":
+            outputs["pooled_output"] = mean_of_tokens(outputs["sequence_output"], inputs["input_mask"])
+        return outputs
 
     def freeze_pooler(self) -> None:
         """Keeps an unused pooler, which BertEncoderV2 always has, from warnings about missing gradients."""

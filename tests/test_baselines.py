@@ -78,6 +78,16 @@ def test_every_weight_is_tracked_and_gets_a_gradient(positions, norm_first):
     assert not any("pooler" in name for name in names)
 
 
+def test_pooling_by_the_mean_is_of_tokens_alone_and_needs_no_pooler():
+    encoder = BertBaseline(BertConfig(pooling="mean", **SIZES))
+    ids = np.array([[7, 8, 9, 0, 0]])
+    inputs = dict(input_word_ids=ids, input_mask=(ids > 0).astype(np.int32), input_type_ids=0 * ids)
+    outputs = encoder({name: tf.constant(value, tf.int32) for name, value in inputs.items()})
+    expected = outputs["sequence_output"][:, :3].numpy().mean(axis=1)
+    np.testing.assert_allclose(outputs["pooled_output"], expected, atol=1e-6)
+    assert not any("pooler" in variable.name for variable in encoder.trainable_variables)
+
+
 @positions
 def test_config_and_checkpoint_round_trip(positions, tmp_path):
     encoder = BertBaseline(BertConfig(positions=positions, norm_first=True, **SIZES))
