@@ -23,7 +23,8 @@ class TextEncoder(tf_keras.layers.Layer):
       encoder: settings of the encoder, `type` and that type's own, as a dict.
       vocabulary: wordpieces in the order of their ids.
       lower_case: whether the vocabulary is uncased.
-      seq_length: longest input in tokens; longer texts are cut. Batches are padded to their longest text.
+      seq_length: longest input in tokens; longer texts are cut. Batches are padded to their longest text; where
+        `seq_length` is beyond the encoder's `query_block_size`, to `seq_length`: blocks need a length known beforehand.
 
     Raises:
       UserError: when `seq_length` is beyond what the encoder takes.
@@ -52,6 +53,7 @@ class TextEncoder(tf_keras.layers.Layer):
             seq_length=seq_length,
         )
         self.tokenizer, self.seq_length = Tokenizer(vocabulary, lower_case), seq_length
+        self._padded_length = seq_length if seq_length > getattr(own, "query_block_size", seq_length) else None
         self.encoder = build_encoder(config, use_pooler=False)
         self.encoder(self.encoder.inputs)  # makes its weights, so that they can be restored at once
 
@@ -75,7 +77,7 @@ class TextEncoder(tf_keras.layers.Layer):
         return layer
 
     def call(self, text, training=None):
-        inputs = self.tokenizer.pad(self.tokenizer.encode(text, None, self.seq_length))
+        inputs = self.tokenizer.pad(self.tokenizer.encode(text, None, self.seq_length), self._padded_length)
         outputs = self.encoder(inputs, training=training)
         return mean_of_tokens(outputs["sequence_output"], inputs["input_mask"])
 

@@ -47,6 +47,21 @@ def test_keras_fits_saves_and_loads_it(tmp_path, encoder, file):
     np.testing.assert_allclose(loaded.predict(texts, verbose=0), model.predict(texts, verbose=0), atol=1e-6)
 
 
+def test_long_inputs_are_attended_to_in_blocks_and_give_the_same_vectors():
+    def vectors(**more):
+        layer = TextEncoder(dict(type="any", any={**ANY, **more}), VOCABULARY, lower_case=True, seq_length=16)
+        tf_keras.utils.set_random_seed(0)
+        layer.set_weights([np.random.normal(size=weights.shape) for weights in layer.get_weights()])
+        graph = tf.function(layer.__call__).get_concrete_function(tf.TensorSpec([None], tf.string)).graph
+        return layer(tf.constant(TEXTS)), [t.shape for op in graph.get_operations() for t in op.outputs]
+
+    (whole, shapes), (in_blocks, block_shapes) = vectors(), vectors(query_block_size=4)
+    np.testing.assert_allclose(whole, in_blocks, atol=1e-5)
+    assert not any(shape.rank == 2 and shape[-1] == 16 for shape in shapes)  # padded to the longest
+    assert any(shape.rank == 2 and shape[-1] == 16 for shape in block_shapes)
+    assert not any(shape[-2:] == [16, 16] for shape in block_shapes if (shape.rank or 0) > 1)
+
+
 def test_settings_come_back():
     layer = TextEncoder(dict(type="any", any=ANY), VOCABULARY, lower_case=False, seq_length=17, name="text")
     clone = TextEncoder.from_config(layer.get_config())
