@@ -9,7 +9,7 @@ from tensorflow.core.protobuf import saved_model_pb2
 from shatter_tf import __version__
 from shatter_tf.checkpoints import checkpoint_step, count_parameters
 from shatter_tf.model_dir import Run, read_history
-from shatter_tf.serving import TEXT_OPERATIONS, Servable
+from shatter_tf.serving import MINIMUM_TF_SERVING, Servable
 
 _WARMUP_BATCHES = (1, 8)
 CARD_FILE = "README.md"
@@ -41,11 +41,6 @@ def operations_beyond_core(path: str) -> set[str]:
     """Returns the operations of the SavedModel at `path` that are not TensorFlow's own."""
     found, functions = nodes(path)
     return {node.op for node in found if node.op not in functions and not hasattr(tf.raw_ops, node.op)}
-
-
-def minimum_tf_serving(path: str) -> str:
-    """Returns the oldest TF Serving known to have every operation of the SavedModel at `path`; raises KeyError."""
-    return "{}.{}".format(*max(TEXT_OPERATIONS[operation] for operation in operations_beyond_core(path)))
 
 
 def sample_texts(servable: Servable, number: int, words: int) -> np.ndarray:
@@ -133,7 +128,7 @@ def write_card(finished: Run, model_dir: str, checkpoint: str, servable: Servabl
         "|---|---|---|",
         *rows,
         "",
-        f"TF Serving {minimum_tf_serving(path)} or newer serves it:",
+        f"TF Serving {MINIMUM_TF_SERVING} or newer serves it:",
         "",
         f"    docker run -p 8501:8501 -v /path/to/{model_name}:/models/{model_name} -e MODEL_NAME={model_name} "
         "tensorflow/serving",

@@ -18,15 +18,9 @@ from shatter_tf.data.tokenizer import Tokenizer
 from shatter_tf.encoder import mean_of_tokens
 from shatter_tf.model_dir import Run
 
-# Operations of TensorFlow Text that exports may use, and the oldest TF Serving known to link each. The last two are of
-# question answering with a cased vocabulary alone.
-TEXT_OPERATIONS = {
-    "FastBertNormalize": (2, 12),
-    "FastWordpieceTokenizeWithOffsets": (2, 12),
-    "NormalizeUTF8": (2, 12),
-    "NormalizeUTF8WithOffsetsMap": (2, 20),
-    "FindSourceOffsets": (2, 20),
-}
+# Operations of TensorFlow Text that exports may use, and the oldest TF Serving known to link them.
+TEXT_OPERATIONS = ("FastBertNormalize", "FastWordpieceTokenizeWithOffsets", "NormalizeUTF8")
+MINIMUM_TF_SERVING = "2.12"
 CANDIDATES = 5  # for each [MASK]
 
 _MOST_WINDOWS = 32  # of contexts that are read at a time

@@ -183,12 +183,11 @@ def test_the_graph_has_nothing_that_tf_serving_lacks(exported, name):
     beyond_core = saved_model.operations_beyond_core(path)
     assert "FastWordpieceTokenizeWithOffsets" in beyond_core
     assert beyond_core <= {*TEXT_OPERATIONS}
-    assert saved_model.minimum_tf_serving(path) == "2.12"
     assert not any(node.attr["_XlaMustCompile"].b for node in nodes)
     assert not any(node.op.startswith("Xla") for node in nodes)
 
 
-def test_offsets_in_cased_text_need_a_newer_tf_serving(tmp_path):
+def test_offsets_in_cased_text_need_nothing_more(tmp_path):
     tokenizer = Tokenizer([*SPECIAL_TOKENS, "the", "Cat"], lower_case=False)
     module = tf.Module()
     module.offsets = tf.function(
@@ -196,7 +195,7 @@ def test_offsets_in_cased_text_need_a_newer_tf_serving(tmp_path):
         input_signature=[tf.TensorSpec([None], tf.string)],
     )
     tf.saved_model.save(module, str(tmp_path))
-    assert saved_model.minimum_tf_serving(str(tmp_path)) == "2.20"
+    assert saved_model.operations_beyond_core(str(tmp_path)) <= {*TEXT_OPERATIONS}
 
 
 def test_a_directory_holds_what_is_said(exported, tmp_path):

@@ -1,12 +1,14 @@
 """The tokenizer: the same ids everywhere, whatever the bytes."""
 
+import unicodedata
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from shatter_tf.command_line import UserError
 from shatter_tf.data import tokenizer as tokenizers
-from shatter_tf.data.tokenizer import SPECIAL_TOKENS, Tokenizer
+from shatter_tf.data.tokenizer import COMPOSED_WITH_WHAT_IS_BEFORE, SPECIAL_TOKENS, Tokenizer
 
 
 def pieces(vocabulary, text, lower_case=True):
@@ -94,6 +96,47 @@ def test_offsets_lie_between_characters_of_the_text_as_it_was(lower_case):
         assert all(
             text.encode()[begin:end].decode().strip(" \x00\u200b") for begin, end in zip(first, last, strict=True)
         )
+
+
+def test_nfc_composes_no_other_characters_with_those_before_them():
+    characters = [chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000]
+    matched = tf.strings.regex_full_match(characters, COMPOSED_WITH_WHAT_IS_BEFORE).numpy()
+    starts = {character for character, match in zip(characters, matched, strict=True) if not match}
+    composed = [d for c in characters if len(d := unicodedata.normalize("NFD", c)) > 1]
+    assert len(composed) > 10000
+    seconds = {d[i:] for d in composed for i in range(1, len(d)) if unicodedata.normalize("NFC", d) != d}
+    assert not {second[0] for second in seconds} & starts
+    assert not [c for c in starts if unicodedata.combining(c) or unicodedata.normalize("NFD", c)[0] not in starts]
+
+
+def test_offsets_of_cased_text_that_nfc_changes():
+    rng = np.random.default_rng(1)
+    characters = [
+        "a",
+        "é",
+        "e\u0301",
+        "q\u0323\u0307",
+        "한",
+        "\u1112\u1161\u11ab",
+        "\u0958",
+        "\u2126",
+        "\u0308",
+        " ",
+        "😀",
+    ]
+    texts = ["".join(rng.choice(characters, rng.integers(12))) for _ in range(300)]
+    composed = [unicodedata.normalize("NFC", text) for text in texts]
+    pieces = sorted({character for text in composed for character in text if character != " "})
+    tokenizer = Tokenizer([*SPECIAL_TOKENS, *pieces, *(f"##{piece}" for piece in pieces)], lower_case=False)
+    ids, begins, ends = tokenizer.tokenize_with_offsets(tf.constant(texts))
+    _, nfc_begins, nfc_ends = tokenizer.tokenize_with_offsets(tf.constant(composed))
+    assert len(ids.flat_values) > 1000
+    moved = zip(texts, composed, *(x.to_list() for x in (begins, ends, nfc_begins, nfc_ends)), strict=True)
+    for text, nfc, *offsets in moved:
+        for begin, end, nfc_begin, nfc_end in zip(*offsets, strict=True):
+            cut = text.encode()[begin:end].decode()
+            assert unicodedata.normalize("NFC", cut) == nfc.encode()[nfc_begin:nfc_end].decode()
+            assert unicodedata.normalize("NFC", text.encode()[:begin].decode()) == nfc.encode()[:nfc_begin].decode()
 
 
 def test_what_offsets_cut_out():

@@ -9,6 +9,9 @@ import tensorflow_text as tf_text
 
 from shatter_tf.command_line import UserError
 
+# A character that Unicode may compose with those before it: marks, and the vowels and final consonants of Hangul.
+COMPOSED_WITH_WHAT_IS_BEFORE = r"[\p{M}\x{1161}-\x{1175}\x{11A8}-\x{11C2}]"
+
 PAD, UNKNOWN, CLS, SEP, MASK = SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
@@ -118,14 +121,8 @@ class Tokenizer(tf.Module):
         if self.lower_case:
             ids, begins, ends = self._wordpiece.tokenize_with_offsets(text)
         else:
-            text, offsets_map = tf_text.normalize_utf8_with_offsets_map(text, "NFC")
-            ids, begins, ends = self._wordpiece.tokenize_with_offsets(text)
-            # The operation that maps offsets back fails where a string has none; 0 is one that all have.
-            zeros = tf.zeros([ids.nrows(), 1], tf.int64)
-            begins, ends = (
-                tf_text.find_source_offsets(offsets_map, tf.concat([zeros, offsets], axis=1))[:, 1:]
-                for offsets in (begins, ends)
-            )
+            ids, begins, ends = self._wordpiece.tokenize_with_offsets(tf_text.normalize_utf8(text, "NFC"))
+            begins, ends = _before_nfc(text, begins, ends)
         # Of the pieces of a character only the last has a length; the others take its end, the first beyond their own.
         # One search does for all strings when their offsets are set apart.
         rows = ends.value_rowids()
@@ -230,6 +227,39 @@ class Tokenizer(tf.Module):
             input_mask=tf.ones_like(word_ids).to_tensor(0, shape=shape),
             input_type_ids=type_ids.to_tensor(0, shape=shape),
         )
+
+
+def _before_nfc(
+    text: tf.Tensor, begins: tf.RaggedTensor, ends: tf.RaggedTensor
+) -> tuple[tf.RaggedTensor, tf.RaggedTensor]:
+    """Returns offsets into the NFC of strings [B] as offsets into the strings themselves, ragged int64.
+
+    NFC is that of a string's segments, of a character and all that may be composed with it, one after the other, so it
+    is enough to know how long each is before and after. (TensorFlow Text has an operation for that, but TF Serving has
+    it only from 2.20 on.)
+    """
+    characters = tf.strings.unicode_split(text, "UTF-8")
+    rows, flat = characters.value_rowids(), characters.flat_values
+    is_first = tf.range(tf.size(flat, out_type=tf.int64)) == tf.gather(characters.row_starts(), rows)
+    is_start = is_first | ~tf.strings.regex_full_match(flat, COMPOSED_WITH_WHAT_IS_BEFORE)
+    number = tf.reduce_sum(tf.cast(is_start, tf.int64))
+    segments = tf.strings.unsorted_segment_join(flat, tf.cumsum(tf.cast(is_start, tf.int64)) - 1, number)
+
+    def end_and_base(segments: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns where segments end when all strings stand one after the other, and where strings begin."""
+        lengths = tf.cast(tf.strings.length(segments), tf.int64)
+        of_strings = tf.math.unsorted_segment_sum(lengths, tf.boolean_mask(rows, is_start), characters.nrows())
+        return tf.cumsum(lengths), tf.cumsum(of_strings, exclusive=True)
+
+    (end, base), (nfc_end, nfc_base) = end_and_base(segments), end_and_base(tf_text.normalize_utf8(segments, "NFC"))
+    begin = end - tf.cast(tf.strings.length(segments), tf.int64)
+
+    def move(offsets: tf.RaggedTensor, places: tf.Tensor, side: str) -> tf.RaggedTensor:
+        strings = offsets.value_rowids()
+        found = tf.searchsorted(nfc_end, offsets.flat_values + tf.gather(nfc_base, strings), side, tf.int64)
+        return offsets.with_flat_values(tf.gather(places, tf.minimum(found, number - 1)) - tf.gather(base, strings))
+
+    return move(begins, begin, "right"), move(ends, end, "left")
 
 
 def _truncate(tokens: tf.RaggedTensor, limit) -> tf.RaggedTensor:
