@@ -55,7 +55,7 @@ def _check_round_trips(layer, call, outputs, tmp_path):
         def __init__(self):
             super().__init__()
             self.layer = layer
-            self.outputs = tf.function(lambda: call(layer), input_signature=[])
+            self.outputs = tf.function(lambda: call(layer), input_signature=[], autograph=False)
 
     tf.saved_model.save(Served(), str(tmp_path / "saved_model"))
     loaded = tf.saved_model.load(str(tmp_path / "saved_model"))
@@ -77,7 +77,7 @@ def _check_gradients(layer, call):
 def _check_compiled(layer, call, outputs):
     outputs = call(layer)
     _assert_same(tf.function(lambda: call(layer))(), outputs, atol=1e-4)
-    _assert_same(tf.function(lambda: call(layer), jit_compile=True)(), outputs, atol=1e-4)
+    _assert_same(tf.function(lambda: call(layer), jit_compile=True, autograph=False)(), outputs, atol=1e-4)
 
 
 def _check_bfloat16(build, call):

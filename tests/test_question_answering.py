@@ -344,7 +344,7 @@ def test_steps_compile(run):
         (params.task.validation_data, lambda x: task.validation_step(x, model)),
     ):
         batch = next(iter(task.build_inputs(data)))
-        compiled = tf.function(step, jit_compile=True)(batch)
+        compiled = tf.function(step, jit_compile=True, autograph=False)(batch)
     for name, value in task.validation_step(batch, model).items():
         np.testing.assert_allclose(compiled[name], value, rtol=1e-4, atol=1e-5)
 

@@ -32,6 +32,14 @@ def test_derived_intervals_fit_each_other(pretrain, steps):
     assert trainer.checkpoint_interval % trainer.steps_per_loop == 0
 
 
+@pytest.mark.parametrize(
+    ("intervals", "loop"),
+    [("validation_interval=250", 50), ("validation_interval=250,trainer.checkpoint_interval=60", 10)],
+)
+def test_derived_loops_fit_the_intervals_that_are_set(pretrain, intervals, loop):
+    assert pretrain(f"trainer.train_steps=1500,trainer.{intervals}").params.trainer.steps_per_loop == loop
+
+
 def test_validation_follows_training_unless_set(pretrain):
     task = pretrain(
         "task.train_data.seq_length=24,task.train_data.mask_rate=0.3,task.validation_data.mask_rate=0.2"
