@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 import tf_keras
 from exported import EXPORTED, make_exported
+from tensorflow.python.framework import ops
 
 from shatter_tf.command_line import quieten_logging
 from shatter_tf.data.tokenizer import SPECIAL_TOKENS
@@ -49,6 +50,10 @@ def _fresh_state():
     yield
     tf_keras.mixed_precision.set_global_policy("float32")
     tf_keras.backend.clear_session()
+    # TensorFlow registers the gradients of tf.custom_gradient for ever, and each holds the graph it was traced in.
+    gradients = ops.gradient_registry._registry
+    for name in [name for name in gradients if name.startswith("CustomGradient-")]:
+        del gradients[name]
 
 
 @pytest.fixture

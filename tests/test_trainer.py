@@ -19,7 +19,7 @@ import tensorflow as tf
 import tf_keras
 from tiny import tiny_override
 
-from shatter_tf import checkpoints, model_dir, trainer
+from shatter_tf import checkpoints, model_dir, tasks, trainer
 from shatter_tf.command_line import UserError
 from shatter_tf.training_step import TrainingStep
 
@@ -187,26 +187,31 @@ def sleep(seconds):
 
 @pytest.mark.parametrize(("slow", "says"), [("data", True), ("step", False)])
 def test_it_says_so_when_training_waits_for_data_and_only_then(pretrain, tmp_path, capsys, monkeypatch, slow, says):
-    session = start(pretrain(STEPS), tmp_path / "run")
-    task = session.trainer.task
-    build_inputs, train_step = task.build_inputs, task.train_step
+    build_inputs, train_step = tasks.PretrainTask.build_inputs, tasks.PretrainTask.train_step
 
     def slow_batch(batch):
-        with tf.control_dependencies([sleep(1.0 if slow == "data" else 0.02)]):
+        with tf.control_dependencies([sleep(0.5 if slow == "data" else 0.02)]):
             return tf.nest.map_structure(tf.identity, batch)
 
-    def slow_step(inputs, model, optimizer, metrics=None):
-        logs = train_step(inputs, model, optimizer, metrics)
+    def slow_step(*args, **kwargs):
+        logs = train_step(*args, **kwargs)
         with tf.control_dependencies([*tf.nest.flatten(logs), sleep(0.5 if slow == "step" else 0.0)]):
             return tf.nest.map_structure(tf.identity, logs)
 
-    monkeypatch.setattr(task, "build_inputs", lambda *args: build_inputs(*args).map(slow_batch).prefetch(1))
-    monkeypatch.setattr(task, "train_step", slow_step)
+    # Of the class, because a session reads its data from the beginning.
+    monkeypatch.setattr(
+        tasks.PretrainTask, "build_inputs", lambda *args: build_inputs(*args).map(slow_batch).prefetch(1)
+    )
+    monkeypatch.setattr(tasks.PretrainTask, "train_step", slow_step)
+    # In one loop: what is done between loops would give batches the time to be ready.
+    one_loop = ",trainer.steps_per_loop=8,trainer.checkpoint_interval=8,trainer.validation_interval=8"
+    session = start(pretrain(STEPS + one_loop), tmp_path / "run")
     session.train(evaluate=False)
     said = capsys.readouterr().out
     assert "step 8/8" in said
     assert ("waiting for data" in said) == says, said
-    assert says or float(session.input_seconds) < 0.1, said
+    waited = float(session.input_seconds)  # in the last loop
+    assert waited > 0.4 if says else waited < 0.1, said
 
 
 def launch(data, directory, more=f"{NO_XLA},trainer.train_steps=4000,trainer.steps_per_loop=20"):
