@@ -8,7 +8,6 @@ import collections.abc
 import copy
 import dataclasses
 import itertools
-import math
 import os
 import re
 import types
@@ -398,12 +397,7 @@ def _derive_trainer(params: cfg.ExperimentConfig) -> None:
         rate.decay_steps = max(1, steps)
     if getattr(warmup, "warmup_steps", 0) is None:
         warmup.warmup_steps = steps // 10
-    if not trainer.steps_per_loop:
-        # Whatever is due at an interval is due at the end of a loop.
-        intervals = math.gcd(trainer.validation_interval, trainer.checkpoint_interval, trainer.summary_interval)
-        most = max(1, min(100, steps // 20))
-        trainer.steps_per_loop = max(n for n in range(1, most + 1) if intervals % n == 0) if intervals else most
-    trainer.steps_per_loop = min(trainer.steps_per_loop, max(1, steps))
+    trainer.steps_per_loop = min(trainer.steps_per_loop or max(1, min(100, steps // 20)), max(1, steps))
     loop = trainer.steps_per_loop
     trainer.summary_interval = trainer.summary_interval or loop
     # An evaluation every fifth of the run, at the end of a loop.
@@ -449,11 +443,6 @@ def _problems(params: cfg.ExperimentConfig, vocabulary_size: int) -> list[str]:
     for name in _POSITIVE:
         if getattr(trainer, name) < 1:
             found.append(f"trainer.{name}={getattr(trainer, name)} is not positive")
-    for name in ("checkpoint_interval", "validation_interval"):
-        if trainer.steps_per_loop > 0 and getattr(trainer, name) % trainer.steps_per_loop:
-            found.append(
-                f"trainer.{name}={getattr(trainer, name)} is not a multiple of steps_per_loop={trainer.steps_per_loop}"
-            )
     if runtime.mixed_precision_dtype not in (None, "float32", "bfloat16", "float16"):
         found.append(f"runtime.mixed_precision_dtype={runtime.mixed_precision_dtype}: use float32, bfloat16, float16")
     optimizer = trainer.optimizer_config

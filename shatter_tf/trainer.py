@@ -249,6 +249,10 @@ class Session:
     def _train(self, evaluate: bool, stop: StopRequest) -> bool:
         trainer = self.params.trainer
         total = trainer.train_steps
+        intervals = [
+            *(trainer.steps_per_loop, trainer.summary_interval),
+            *(trainer.checkpoint_interval, trainer.validation_interval),
+        ]
         if self.chief:
             self._check_room()
             with self._writing("its settings"):
@@ -265,8 +269,8 @@ class Session:
         while self.step < total:
             if not stop.unsaved.locked():
                 stop.unsaved.acquire()
-            # Loops end where an evaluation or a checkpoint is due, and soon enough to be stopped.
-            loop = min(trainer.steps_per_loop - self.step % trainer.steps_per_loop, total - self.step, most_steps)
+            # Loops end where anything is due, and soon enough to be stopped.
+            loop = min(total - self.step, most_steps, *(every - self.step % every for every in intervals))
             self.input_seconds.assign(0.0)
             begin = time.time()
             logs = self.trainer.train(tf.constant(loop, tf.int32))

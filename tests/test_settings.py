@@ -32,14 +32,6 @@ def test_derived_intervals_fit_each_other(pretrain, steps):
     assert trainer.checkpoint_interval % trainer.steps_per_loop == 0
 
 
-@pytest.mark.parametrize(
-    ("intervals", "loop"),
-    [("validation_interval=250", 50), ("validation_interval=250,trainer.checkpoint_interval=60", 10)],
-)
-def test_derived_loops_fit_the_intervals_that_are_set(pretrain, intervals, loop):
-    assert pretrain(f"trainer.train_steps=1500,trainer.{intervals}").params.trainer.steps_per_loop == loop
-
-
 def test_validation_follows_training_unless_set(pretrain):
     task = pretrain(
         "task.train_data.seq_length=24,task.train_data.mask_rate=0.3,task.validation_data.mask_rate=0.2"
@@ -77,7 +69,6 @@ def test_files_then_flags(pretrain, tmp_path, write_corpus, random_documents):
         ("trainer.train_steps=5.5", "trainer.train_steps=5.5 is not a whole number"),
         ("runtime.enable_xla=7", "runtime.enable_xla=7 is not true or false"),
         ("task.train_data.mask_rate=1.5", "task.train_data.mask_rate=1.5 is not between 0 and 1"),
-        ("trainer.steps_per_loop=4,trainer.validation_interval=6,trainer.train_steps=100", "not a multiple of steps"),
         ("task.train_data.global_batch_size=0", "global_batch_size=0 is not positive"),
         ("trainer.optimizer_config.learning_rate.polynomial.decay_steps=0", "polynomial.decay_steps=0 is too few"),
         (
