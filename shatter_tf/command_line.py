@@ -27,7 +27,7 @@ def new_parser(command: str, description: str) -> argparse.ArgumentParser:
 
 def run(command: Callable[[list[str]], None]) -> None:
     """Runs `command(sys.argv[1:])`; a UserError becomes one line on stderr and exit code 2."""
-    quieten_libraries()
+    configure_libraries()
     try:
         command(sys.argv[1:])
     except UserError as error:
@@ -41,8 +41,11 @@ def run(command: Callable[[list[str]], None]) -> None:
         sys.exit(130)
 
 
-def quieten_libraries() -> None:
-    """Keeps the libraries' notices off stderr; must run before TensorFlow is imported. Their errors still show."""
+def configure_libraries() -> None:
+    """Keeps the libraries' notices off stderr, not their errors; must run before TensorFlow is imported."""
+    os.environ.setdefault(
+        "TF_USE_LEGACY_KERAS", "1"
+    )  # else TensorFlow imports Keras 3, a second that nothing here uses
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     warnings.filterwarnings("ignore")

@@ -23,7 +23,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from shatter_tf.command_line import UserError, new_parser, quieten_libraries, quieten_logging, run
+from shatter_tf.command_line import UserError, configure_libraries, new_parser, quieten_logging, run
 
 if TYPE_CHECKING:  # TensorFlow would be imported for --help
     from shatter_tf.data.shards import Job, Written
@@ -247,7 +247,7 @@ _tokenizer = None  # of this worker process
 
 def _start_worker(job: "Job") -> None:
     global _tokenizer
-    quieten_libraries()
+    configure_libraries()
     quieten_logging()
     _tokenizer = job.tokenizer()
 
