@@ -133,18 +133,16 @@ def test_two_processes_take_the_same_steps_as_one_and_only_the_chief_writes(run,
 
 @pytest.mark.slow
 @pytest.mark.parametrize("experiment", ["shatter/regress", "shatter/tag"])
-def test_two_processes_reckon_metrics_from_all_rows(tmp_path, vocab_file, experiment):
+def test_two_processes_reckon_metrics_from_all_rows(run, fine_tune, tmp_path, experiment):
     """Ten rows in batches of eight: of the second batch one process has both rows, the other none."""
     rng = np.random.default_rng(0)
-    rows = [f"{' '.join(rng.choice(WORDS, 5))}\t{i % 4}\n\n" for i in range(10)]
-    for split in ("train", "dev"):
-        (tmp_path / f"{split}.tsv").write_text("".join(rows))
-    override = f"task.train_data.vocab_file={vocab_file},task.train_data.seq_length=16,runtime.enable_xla=false"
-    alone = start(tmp_path, tmp_path / "alone", override, experiment)
-    workers = start_workers(tmp_path, tmp_path / "run", 2, override, experiment)
-    outputs = [process.communicate(timeout=300)[0] for process in (alone, *workers)]
-    assert [process.returncode for process in (alone, *workers)] == [0, 0, 0], outputs
-    expected, metrics = (model_dir.read_metrics(str(tmp_path / name)) for name in ("alone", "run"))
+    rows = [line for i in range(10) for line in (f"{' '.join(rng.choice(WORDS, 5))}\t{i % 4}", "")]
+    alone, _ = run("alone", resolve=lambda more: fine_tune(experiment, rows, more=more))
+    override = f"task.train_data.vocab_file={tmp_path}/vocab.txt,task.train_data.seq_length=16"
+    workers = start_workers(tmp_path, tmp_path / "run", 2, f"{override},runtime.enable_xla=false", experiment)
+    outputs = [worker.communicate(timeout=300)[0] for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0], outputs
+    expected, metrics = (model_dir.read_metrics(str(path)) for path in (alone, tmp_path / "run"))
     assert metrics.keys() == expected.keys()
     assert len(metrics) > 4
     assert metrics == pytest.approx(expected, rel=1e-3, abs=1e-3)
@@ -184,7 +182,6 @@ def test_when_one_of_three_processes_goes_all_can_be_started_again(run, tmp_path
         (dict(distribution_strategy="mirrord"), None, "use one_device, .*did you mean mirrored"),
         (dict(distribution_strategy="mirrored", num_gpus=3), None, "num_gpus=3, but this machine has 0"),
         (dict(distribution_strategy="tpu"), None, "runtime.tpu is not set"),
-        (dict(distribution_strategy="tpu", tpu="local"), None, "runtime.tpu=local: TPUs not found"),
         (dict(distribution_strategy="tpu", tpu="no-such-tpu"), None, "runtime.tpu=no-such-tpu: "),
         (dict(distribution_strategy="multi_worker_mirrored"), None, "TF_CONFIG does not say which machines"),
         (dict(distribution_strategy="multi_worker_mirrored"), "{", "TF_CONFIG={: .*expected something like"),
@@ -204,6 +201,18 @@ def test_devices_that_are_not_there_are_refused_at_once(monkeypatch, choices, tf
     monkeypatch.setenv("TF_CONFIG", tf_config or "")
     with pytest.raises(UserError, match=message):
         distribution.build_strategy(cfg.RuntimeConfig(**choices))
+
+
+def test_a_tpu_that_is_not_there_is_refused():
+    """In a process of its own: looking for a TPU begins by throwing away every function of the process."""
+    code = (
+        "from official.core import config_definitions as cfg; from shatter_tf import command_line, distribution\n"
+        "choices = cfg.RuntimeConfig(distribution_strategy='tpu', tpu='local')\n"
+        "command_line.run(lambda _: distribution.build_strategy(choices))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2
+    assert "error: runtime.tpu=local: TPUs not found" in done.stderr
 
 
 @pytest.mark.parametrize(
