@@ -32,7 +32,7 @@ def make_exported(base: pathlib.Path) -> None:
         (base / name / "dev.tsv").write_text("".join(rows[:6]))
     flags = [f"--vocab_file={base}/vocab.txt", "--validation_fraction=0.3", "--seq_length=32"]
     command("prepare", f"--input={base}/text.txt", f"--output_dir={base}/corpus", *flags)
-    settings = tiny_override(num_layers=1, max_sequence_length=128) + ",runtime.enable_xla=false,trainer.train_steps=2"
+    settings = tiny_override(max_sequence_length=128) + ",runtime.enable_xla=false,trainer.train_steps=2"
     settings += ",task.train_data.global_batch_size=4,task.validation_data.global_batch_size=4"
     (base / "regress").mkdir()
     (base / "tag").mkdir()

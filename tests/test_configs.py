@@ -16,7 +16,7 @@ CONFIGS, GRIDS = (sorted((ROOT / name).glob("*.yaml")) for name in ("configs", "
 # What shrinking changes, whatever the file.
 SHRUNK = ",".join(
     [
-        *(f"task.model.encoder.any.{key}={value}" for key, value in {**TINY, "num_layers": 1}.items()),
+        *(f"task.model.encoder.any.{key}={value}" for key, value in TINY.items()),
         "task.train_data.global_batch_size=4,task.train_data.seq_length=16,runtime.mixed_precision_dtype=float32",
     ]
 )

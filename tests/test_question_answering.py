@@ -308,7 +308,7 @@ def test_halves_of_characters_keep_offsets(write):
     assert not read_squad(write(content)).misplaced
 
 
-TINY = tiny_override(num_layers=1, max_sequence_length=64)
+TINY = tiny_override(max_sequence_length=64)
 DATA = "task.train_data.seq_length=48,task.train_data.doc_stride=9,task.train_data.max_query_length=8"
 DATA += ",task.train_data.global_batch_size=4,task.max_answer_length=8,runtime.enable_xla=false"
 
@@ -392,7 +392,7 @@ def test_a_tiny_model_learns_eight_answers(write, words, tmp_path, version):
     content = squad(impossible=IMPOSSIBLE if version == "2.0" else ())
     for name in ("train.json", "dev.json"):
         write(content, name)
-    more = tiny_override(num_layers=1, max_sequence_length=64, hidden_size=48, intermediate_size=96)
+    more = tiny_override(max_sequence_length=64, hidden_size=48, intermediate_size=96)
     more += ",task.train_data.seq_length=64,task.train_data.doc_stride=32,task.train_data.global_batch_size=8"
     metrics = train(tmp_path, words, more, "trainer.validation_interval=300", steps=300)
     assert metrics["f1"] > 0.9

@@ -25,7 +25,7 @@ def test_the_whole_path_without_a_local_file(vocab_file, capsys):
     write("labels/train.tsv", "".join(rows))
     write("labels/dev.tsv", "".join(rows[:8]))
     tf.io.gfile.copy(vocab_file, f"{ROOT}/vocab.txt")
-    settings = tiny_override(num_layers=1, max_sequence_length=128)
+    settings = tiny_override(max_sequence_length=128)
     settings += ",runtime.enable_xla=false,trainer.train_steps=4,trainer.steps_per_loop=2"
 
     command(

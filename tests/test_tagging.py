@@ -20,7 +20,7 @@ from shatter_tf.data import tagging
 from shatter_tf.data.tagging import NO_TAG, TaggingDataConfig, TaggingDataLoader, read_sentences
 from shatter_tf.data.tokenizer import Tokenizer
 
-SMALL = "runtime.enable_xla=false,trainer.train_steps=2,trainer.steps_per_loop=1,task.model.encoder.any.num_layers=1"
+SMALL = "runtime.enable_xla=false,trainer.train_steps=2,trainer.steps_per_loop=1"
 
 
 def write(tmp_path, name, content):
@@ -235,7 +235,7 @@ def test_commands_pretrain_tag_go_on_and_evaluate(tmp_path, vocab_file, write_co
     """
 
     def train(experiment, name, data_dir, settings="", *flags):
-        base = f"{tiny_override(num_layers=1)},runtime.enable_xla=false,task.train_data.global_batch_size=4"
+        base = f"{tiny_override()},runtime.enable_xla=false,task.train_data.global_batch_size=4"
         base += ",task.train_data.seq_length=16"
         importlib.import_module("shatter_tf.train").main(
             [f"--experiment=shatter/{experiment}", f"--model_dir={tmp_path / name}", f"--data_dir={data_dir}",

@@ -25,7 +25,7 @@ from shatter_tf.training_step import TrainingStep
 
 NO_XLA = "runtime.enable_xla=false"  # which takes longer to compile a toy than to train it
 STEPS = "trainer.train_steps=8,trainer.steps_per_loop=2,trainer.checkpoint_interval=2,trainer.validation_interval=4"
-STEPS += f",{NO_XLA},task.model.encoder.any.num_layers=1"  # most of the time goes into tracing
+STEPS += f",{NO_XLA}"
 
 
 def train(run, directory, evaluate=False):
@@ -227,7 +227,7 @@ def test_it_says_so_when_training_waits_for_data_and_only_then(pretrain, tmp_pat
 
 
 def launch(data, directory, more=f"{NO_XLA},trainer.train_steps=4000,trainer.steps_per_loop=20"):
-    override = ",".join([tiny_override(num_layers=1), "task.train_data.global_batch_size=4", more])
+    override = ",".join([tiny_override(), "task.train_data.global_batch_size=4", more])
     flags = [f"--data_dir={data}", f"--model_dir={directory}", f"--params_override={override}", "--mode=train"]
     return subprocess.Popen(
         [sys.executable, "-m", "shatter_tf.train", "--experiment=shatter/pretrain", *flags],

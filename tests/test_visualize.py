@@ -18,7 +18,7 @@ from shatter_tf.command_line import UserError
 from shatter_tf.partition import position_partition
 from shatter_tf.trainer import Session
 
-FAST = "task.model.encoder.any.num_layers=1,runtime.enable_xla=false,trainer.train_steps=4,trainer.steps_per_loop=2"
+FAST = "runtime.enable_xla=false,trainer.train_steps=4,trainer.steps_per_loop=2"
 
 
 @pytest.fixture
