@@ -1,9 +1,9 @@
 # The three things people do here. Each makes the virtual environment it needs.
 PYTHON ?= python3
 VENV = .venv
-# One test process more than cores, because many wait for processes of their own; up to 4, which grow to 3 GB each. What
-# a file sets up is set up once.
-PYTEST = $(VENV)/bin/python -m pytest --numprocesses=$$(( $$(nproc) + 1 )) --maxprocesses=4 --dist=loadfile
+# A test process for each core, up to 4, which grow to 3 GB where there are two; what a file sets up is set up once, and
+# the order of the files is conftest.py's.
+PYTEST = $(VENV)/bin/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-fast lint tpu-compiler
 
