@@ -1,9 +1,8 @@
 # The three things people do here. Each makes the virtual environment it needs.
 PYTHON ?= python3
 VENV = .venv
-# A test process for each core, up to 4, which grow to 3 GB where there are two; what a file sets up is set up once, and
-# the order of the files is conftest.py's.
-PYTEST = $(VENV)/bin/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
+# A test process for each core, up to 4, which grow to 3 GB where there are two; what a file sets up is set up once.
+PYTEST = $(VENV)/bin/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
 .PHONY: demo test test-fast lint tpu-compiler
 

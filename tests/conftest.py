@@ -1,6 +1,5 @@
 """Settings of every test: quiet libraries, and no policy or seed left over from the test before."""
 
-import collections
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -43,12 +42,6 @@ WORDS = [
     "very",
     "fast",
 ]
-
-
-def pytest_collection_modifyitems(items):
-    """Puts the files with the most slow tests first, so that no test process is left alone with one of them."""
-    slow = collections.Counter(item.path for item in items if item.get_closest_marker("slow"))
-    items.sort(key=lambda item: -slow[item.path])
 
 
 @pytest.fixture(autouse=True)
