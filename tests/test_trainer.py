@@ -269,11 +269,15 @@ def test_a_signal_saves_a_checkpoint_and_asks_to_be_tried_again(tmp_path, write_
         assert process.wait(timeout=300) == 75
     assert checkpoints.checkpoint_step(checkpoints.latest_checkpoint(directory)) == stopped_at
 
+    with launch(data, directory) as process:
+        assert f"from step {stopped_at}" in read_until(process, "shatter/pretrain in ")
+        process.kill()
+
 
 @pytest.mark.slow
 def test_killed_twice_with_sigkill_it_ends_with_the_same_weights(tmp_path, write_corpus, random_documents):
     data = write_corpus(random_documents(shards=2, per_shard=40))
-    more = f"{NO_XLA},trainer.train_steps=100,trainer.steps_per_loop=5,trainer.checkpoint_interval=20"
+    more = "trainer.train_steps=100,trainer.steps_per_loop=5,trainer.checkpoint_interval=20"
     more += ",task.model.encoder.any.dropout_rate=0.1,task.model.encoder.any.attention_dropout_rate=0.1"
     with launch(data, tmp_path / "whole", more) as process:
         last = read_until(process, "step 100/")
