@@ -1,19 +1,19 @@
-# The three things people do here. Each makes the virtual environment it needs.
+# What people do here. Each makes the virtual environment it needs.
 PYTHON ?= python3
 VENV = .venv
 # A test process for each core, up to 4, which grow to 3 GB where there are two; what a file sets up is set up once.
 PYTEST = $(VENV)/bin/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
-.PHONY: demo test test-fast lint tpu-compiler
+.PHONY: demo test test-slow lint tpu-compiler
 
 demo: $(VENV)/installed
 	bash demo/demo.sh
 
 test: lint
-	$(PYTEST)
-
-test-fast: $(VENV)/installed
 	$(PYTEST) -m "not slow"
+
+test-slow: $(VENV)/installed
+	$(PYTEST) -m slow
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .

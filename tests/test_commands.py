@@ -92,7 +92,6 @@ def world(tmp_path_factory):
     return base, out
 
 
-@pytest.mark.slow
 def test_the_whole_path(world):
     base, out = world
     corpus = json.loads((base / "corpus/corpus.json").read_text())

@@ -155,7 +155,6 @@ def test_sequences_longer_than_the_table_are_refused():
         ShatterEncoder(small())(batch(54))
 
 
-@pytest.mark.slow
 def test_output_dropout_is_of_what_heads_get_in_training():
     encoder = ShatterEncoder(small(dropout_rate=0.0, attention_dropout_rate=0.0))
     plain = encoder(batch(), training=True)
