@@ -27,6 +27,7 @@ from shatter_tf.baselines import BertConfig
 from shatter_tf.command_line import UserError, nearest
 from shatter_tf.config import ShatterConfig
 from shatter_tf.data import labelled, question_answering, tagging
+from shatter_tf.data.pretraining import PretrainDataConfig
 from shatter_tf.data.shards import VOCABULARY_FILE, Corpus
 from shatter_tf.data.tokenizer import read_vocabulary
 from shatter_tf.encoder import feed_forward_activation
@@ -433,11 +434,8 @@ def _problems(params: cfg.ExperimentConfig, vocabulary_size: int) -> list[str]:
             found.append(f"task.{name}.seq_length={data.seq_length} is less than 8")
         elif longest and data.seq_length > longest:
             found.append(f"task.{name}.seq_length={data.seq_length} is longer than the encoder's {longest} positions")
-        if data.enable_tf_data_service:
-            found.append(
-                f"task.{name}.enable_tf_data_service: batches are a function of the step here, which a service does "
-                "not keep, and the loader is no bottleneck (docs/performance.md); leave it out"
-            )
+        if data.enable_tf_data_service and not isinstance(data, PretrainDataConfig):
+            found.append(f"task.{name}.enable_tf_data_service is for pretraining; leave it out")
         found += [f"task.{name}.{problem}" for problem in getattr(data, "problems", list)()]
     found += [f"task.{problem}" for problem in getattr(task, "problems", list)()]
     for name in _POSITIVE:

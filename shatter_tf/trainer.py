@@ -242,7 +242,8 @@ class Session:
                 f"recompute_blocks=true or lower the batch size ({first_line(error)})"
             ) from error
         except tf.errors.OpError as error:
-            if isinstance(self.trainer.strategy, tf.distribute.MultiWorkerMirroredStrategy):
+            several = isinstance(self.trainer.strategy, tf.distribute.MultiWorkerMirroredStrategy)
+            if several or self.params.task.train_data.enable_tf_data_service:
                 raise WorkerLost(first_line(error)) from error
             raise
 

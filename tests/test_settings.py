@@ -75,7 +75,12 @@ def test_files_then_flags(pretrain, tmp_path, write_corpus, random_documents):
             "trainer.optimizer_config.optimizer.type=adamw_experimental",
             "optimizer.type=adamw_experimental: use adamw, adam",
         ),
-        ("task.train_data.enable_tf_data_service=true", "a function of the step here, which a service does not keep"),
+        ("task.train_data.enable_tf_data_service=true", "tf_data_service_address=None: no dispatcher .* answers"),
+        (
+            "task.train_data.enable_tf_data_service=true,task.train_data.tf_data_service_address=grpc://localhost:9",
+            "grpc://localhost:9: no dispatcher of a tf.data service answers.*refused",
+        ),
+        ("task.validation_data.enable_tf_data_service=true", "validation reads each row once, on this machine"),
         ("trainer.accumulation_steps=0", "trainer.accumulation_steps=0 is not positive"),
         ("runtime.mixed_precision_dtype=float8", "mixed_precision_dtype=float8: use float32, bfloat16, float16"),
         ("runtime.distribution_strategy=mirorred", "did you mean mirrored"),
@@ -95,6 +100,7 @@ def test_refused(pretrain, override, message):
         ("task.metric_type=pearson_spearman_corr", "use accuracy or f1 or matthews_corrcoef"),
         ("task.metric_type=f1", "task.metric_type=f1 is of two labels, but the data has 3"),
         ("task.model.num_classes=2", "num_classes=2, but the data has 3 labels"),
+        ("task.train_data.enable_tf_data_service=true", "train_data.enable_tf_data_service is for pretraining"),
     ],
 )
 def test_classification_refuses(classify, override, message):

@@ -21,6 +21,7 @@ from official.core import config_definitions as cfg
 from official.nlp.data import data_loader_factory
 
 from shatter_tf.data.batches import share_of_batches
+from shatter_tf.data.service import address_problem, made_by_workers
 from shatter_tf.data.shards import VOCABULARY_FILE, Corpus
 from shatter_tf.data.tokenizer import SPECIAL_TOKENS, read_vocabulary
 
@@ -40,6 +41,8 @@ class PretrainDataConfig(cfg.DataConfig):
       max_predictions_per_seq: places for predictions in a row; 0 takes mask_rate * seq_length, rounded up.
       seed: of order and masking; training's is that of the initial weights, too.
       use_next_sentence_label: read by Model Garden's task; there is no such label here.
+      enable_tf_data_service, tf_data_service_address: whether, and by which, training batches are made elsewhere; see
+        `service.made_by_workers`.
     """
 
     seq_length: int = 0
@@ -53,6 +56,10 @@ class PretrainDataConfig(cfg.DataConfig):
         found = [] if 0 < self.mask_rate < 1 else [f"mask_rate={self.mask_rate} is not between 0 and 1"]
         if not 0 <= self.max_predictions_per_seq <= self.seq_length:
             found.append(f"max_predictions_per_seq={self.max_predictions_per_seq} is not between 0 and seq_length")
+        if self.enable_tf_data_service and not self.is_training:
+            found.append("enable_tf_data_service: validation reads each row once, on this machine; leave it out")
+        elif self.enable_tf_data_service and (problem := address_problem(self.tf_data_service_address)):
+            found.append(f"tf_data_service_address={self.tf_data_service_address}: {problem}")
         return found
 
 
@@ -233,5 +240,14 @@ class PretrainDataLoader:
                 is_ordinary=is_ordinary,
             )
 
-        batches = rows.map(mask, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-        return batches.batch(batch_size, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
+        def mask_batch(numbers, batch):
+            dataset = tf.data.Dataset.from_tensor_slices((numbers, batch)).map(mask)
+            return dataset.batch(batch_size, drop_remainder=True).get_single_element()
+
+        if params.enable_tf_data_service:
+            batches = rows.batch(batch_size, drop_remainder=True)
+            batches = made_by_workers(batches, lambda batch: mask_batch(*batch), params.tf_data_service_address)
+        else:
+            batches = rows.map(mask, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+            batches = batches.batch(batch_size, drop_remainder=True)
+        return batches.prefetch(tf.data.AUTOTUNE)

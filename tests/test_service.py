@@ -1,0 +1,87 @@
+"""Batches made by the workers of a tf.data service are those that training would make itself."""
+
+import os
+import pathlib
+import re
+import shlex
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+import tensorflow as tf
+from test_pretraining import assert_same, make_loader, take
+
+from shatter_tf.data import service
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("localhost", 0))
+        return s.getsockname()[1]
+
+
+def read(batches, number=10_000):
+    for _ in range(number):
+        next(batches)
+
+
+@pytest.fixture
+def start():
+    """Returns a function that runs a command of docs/running.md, its names replaced; it returns the process."""
+    processes = []
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+
+    def start(which, names):
+        commands = [line for line in (ROOT / "docs/running.md").read_text().splitlines() if which in line]
+        for name, value in names.items():
+            commands = [command.replace(name, value) for command in commands]
+        _, *arguments = shlex.split(commands[0])
+        processes.append(subprocess.Popen([sys.executable, *arguments], env=environment))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.slow
+def test_batches_of_two_workers(start, write_corpus, random_documents, monkeypatch):
+    ports = {name: str(free_port()) for name in ("5050", "5051", "5052")}
+    names = {**ports, **dict.fromkeys(("worker0:", "worker1:", "dispatcher:"), "localhost:")}
+    second = {**names, "5051": ports["5052"]}
+    start("DispatchServer", names)
+    address = f"grpc://localhost:{ports['5050']}"
+    monkeypatch.setattr(service, "_PATIENCE", 60.0)
+    deadline = time.monotonic() + 60
+    while service.address_problem(address) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    workers = [start("WorkerServer", names), start("WorkerServer", second)]
+
+    corpus = write_corpus(random_documents(shards=3, per_shard=17))
+    here = make_loader(corpus)
+    there = make_loader(corpus, enable_tf_data_service=True, tf_data_service_address=address)
+    assert there.params.problems() == []
+    for step in (0, 5):
+        assert_same(take(there.load(start_step=step), 30), take(here.load(start_step=step), 30))
+
+    batches = iter(there.load())
+    next(batches)
+    workers[1].kill()
+    workers[1].wait()
+    workers[1] = start("WorkerServer", second)
+    with pytest.raises(tf.errors.UnknownError, match=re.escape(f"{address}: a worker was started again")):
+        read(batches)
+
+    # A worker that is gone for good: the client would wait for it for ever.
+    monkeypatch.setattr(service, "_PATIENCE", 5.0)
+    batches = iter(there.load())
+    next(batches)
+    for worker in workers:
+        worker.kill()
+    with pytest.raises(tf.errors.UnknownError, match="a worker has given nothing for 5 seconds"):
+        read(batches)
