@@ -3,6 +3,7 @@
 import contextlib
 import math
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -244,7 +245,9 @@ class Session:
         except tf.errors.OpError as error:
             several = isinstance(self.trainer.strategy, tf.distribute.MultiWorkerMirroredStrategy)
             if several or self.params.task.train_data.enable_tf_data_service:
-                raise WorkerLost(first_line(error)) from error
+                # What a generator of data raises stands somewhere among TensorFlow's own lines.
+                said = re.search(r"RuntimeError: (.*)", str(error))
+                raise WorkerLost(said[1] if said else first_line(error)) from error
             raise
 
     def _train(self, evaluate: bool, stop: StopRequest) -> bool:
