@@ -240,13 +240,13 @@ class PretrainDataLoader:
                 is_ordinary=is_ordinary,
             )
 
-        def mask_batch(numbers, batch):
-            dataset = tf.data.Dataset.from_tensor_slices((numbers, batch)).map(mask)
+        def mask_batch(batch):
+            dataset = tf.data.Dataset.from_tensor_slices(batch).map(mask)
             return dataset.batch(batch_size, drop_remainder=True).get_single_element()
 
         if params.enable_tf_data_service:
             batches = rows.batch(batch_size, drop_remainder=True)
-            batches = made_by_workers(batches, lambda batch: mask_batch(*batch), params.tf_data_service_address)
+            batches = made_by_workers(batches, mask_batch, params.tf_data_service_address)
         else:
             batches = rows.map(mask, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
             batches = batches.batch(batch_size, drop_remainder=True)
