@@ -12,7 +12,7 @@ import os
 import re
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, Optional
 
 import tensorflow as tf
@@ -116,29 +116,32 @@ def _dig(settings: dict, *path: str) -> dict:
     return settings if isinstance(settings, dict) else {}
 
 
-def _check_keys(config: hyperparams.Config, settings: dict, where: str, path: str = "") -> None:
-    """Raises UserError at a key that `config` does not have, or at a value of the wrong type."""
+def _key_problems(config: hyperparams.Config, settings: dict, path: str = "") -> Iterator[str]:
+    """Yields a line for every key that `config` does not have, and for every value of the wrong type."""
     hints = typing.get_type_hints(type(config))
     for key, value in settings.items():
         name = f"{path}{key}"
         if key not in config.__dict__:
             known = [k for k in config.__dict__ if not k.startswith("_")]
             suggestion = nearest(str(key), known) or f" (there are {', '.join(known)})"
-            raise UserError(f"{where}: no setting {name}{suggestion}")
+            yield f"no setting {name}{suggestion}"
+            continue
         current = config.__dict__[key]
-        if isinstance(current, hyperparams.Config):
-            if not isinstance(value, dict):
-                raise UserError(f"{where}: {name} holds settings of its own ({', '.join(current.as_dict())})")
-            _check_keys(current, value, where, name + ".")
-        elif isinstance(value, dict):
+        if isinstance(value, dict) and current is None:  # an optional config: one of its kind
             parts = typing.get_args(hints.get(key)) or (hints.get(key),)
-            if not any(isinstance(part, type) and issubclass(part, hyperparams.Config) for part in parts):
-                raise UserError(f"{where}: {name} has no settings of its own")
+            kinds = [part for part in parts if isinstance(part, type) and issubclass(part, hyperparams.Config)]
+            current = kinds[0]() if kinds else None
+        if isinstance(current, hyperparams.Config):
+            if isinstance(value, dict):
+                yield from _key_problems(current, value, name + ".")
+            else:
+                yield f"{name} holds settings of its own ({', '.join(current.as_dict())})"
+        elif isinstance(value, dict):
+            yield f"{name} has no settings of its own"
         elif key == "type" and isinstance(config, hyperparams.OneOfConfig) and value not in _choices(config):
-            choices = _choices(config)
-            raise UserError(f"{where}: {name}={value!r}: there are {', '.join(filter(None, choices))}")
+            yield f"{name}={value!r}: there are {', '.join(filter(None, _choices(config)))}"
         elif not _fits(value, hints.get(key, Any)):
-            raise UserError(f"{where}: {name}={value!r} is not {_TYPE_NAMES.get(hints[key], 'of the right type')}")
+            yield f"{name}={value!r} is not {_TYPE_NAMES.get(hints[key], 'of the right type')}"
 
 
 def _choices(config: hyperparams.OneOfConfig) -> list[Optional[str]]:
@@ -164,22 +167,22 @@ def _fits(value, hint) -> bool:
     return True
 
 
-def _override(params: cfg.ExperimentConfig, settings: dict, where: str) -> None:
-    _check_keys(params, settings, where)
-    params.override(copy.deepcopy(settings), is_strict=True)
-
-
 def _override_all(params: cfg.ExperimentConfig, config_file: Optional[str], params_override: str) -> dict:
     """Overrides `params` by the file and the flag; returns what they say, as one."""
-    in_file = read_config_file(config_file) if config_file else {}
-    in_flag = parse_override(params_override)
-    _override(params, in_file, f"--config_file={config_file}")
-    _override(params, in_flag, "--params_override")
+    said = {f"--config_file={config_file}": read_config_file(config_file) if config_file else {}}
+    said["--params_override"] = parse_override(params_override)
+    problems = [
+        f"{where}: {problem}" for where, settings in said.items() for problem in _key_problems(params, settings)
+    ]
+    if problems:
+        raise UserError("; ".join(problems))
+    for settings in said.values():
+        params.override(copy.deepcopy(settings), is_strict=True)
     for name in ("train_data", "validation_data"):
         path = getattr(params.task, name).input_path
         if not isinstance(path, str):
             raise UserError(f"task.{name}.input_path={path}: one path is read")
-    return merge(in_file, in_flag)
+    return merge(*said.values())
 
 
 def resolve(
