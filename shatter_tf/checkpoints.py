@@ -9,7 +9,8 @@ import tensorflow as tf
 import tf_keras
 from tensorflow.core.protobuf.trackable_object_graph_pb2 import TrackableObjectGraph
 
-from shatter_tf.command_line import UserError, first_line
+from shatter_tf.command_line import UserError, first_line, say
+from shatter_tf.distribution import is_chief
 
 BEST_SUBDIR, PREFIX = "best", "ckpt"
 _INDEX_FILE = re.compile(PREFIX + r"-(\d+)\.index")
@@ -55,7 +56,7 @@ def latest_checkpoint(model_dir: str) -> Optional[str]:
         damage = _damage(checkpoint)
         if damage is None:
             return checkpoint
-        print(f"warning: {checkpoint} is damaged and left aside ({damage})", file=sys.stderr, flush=True)
+        say(f"warning: {checkpoint} is damaged and left aside ({damage})", sys.stderr)
     if found:
         raise UserError(
             f"{model_dir}: all of its checkpoints are damaged; take another, or train again in a new directory"
@@ -140,9 +141,10 @@ def restore_pretrained(items: dict[str, tf_keras.layers.Layer], init_checkpoint:
     unused = sorted(set(stored) - set(names) - {"model", "optimizer", "global_step", "save_counter"})
     weights, others = count_parameters(ref.deref() for ref in restored), count_parameters(new)
     heads = sorted({variable.name.split("/")[0] for variable in new})
-    print(
+    if not is_chief():
+        return
+    say(
         f"restored from {checkpoint}: {', '.join(names)} ({len(restored)} variables, {weights:,} numbers); "
         f"new: {len(new)} variables, {others:,} numbers{' (' + ', '.join(heads) + ')' if heads else ''}; "
-        f"not used: {', '.join(unused) or 'nothing'}",
-        flush=True,
+        f"not used: {', '.join(unused) or 'nothing'}"
     )

@@ -41,6 +41,18 @@ def run(command: Callable[[list[str]], None]) -> None:
         sys.exit(130)
 
 
+def say(line: str, stream=None) -> None:
+    """Prints a line at once, to standard output if no other stream is given.
+
+    What takes hours does not end because nobody reads it any more: `tee`, say, gets the same Ctrl-C.
+    """
+    stream = stream or sys.stdout
+    try:
+        print(line, file=stream, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
 def configure_libraries() -> None:
     """Keeps the libraries' notices off stderr, not their errors; must run before TensorFlow is imported."""
     os.environ.setdefault(

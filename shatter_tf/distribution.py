@@ -4,20 +4,49 @@
 by the environment variable TF_CONFIG, which cluster managers set; docs/running.md has the commands.
 """
 
+import contextlib
+import hashlib
 import json
 import os
+import re
+from collections.abc import Iterator
 
 import tensorflow as tf
 from official.common import distribute_utils
 from official.core import config_definitions as cfg
 
-from shatter_tf.command_line import UserError, first_line, nearest
+from shatter_tf.command_line import UserError, first_line, nearest, say
 
 ONE_DEVICE, MIRRORED, MULTI_WORKER, TPU = STRATEGIES = ("one_device", "mirrored", "multi_worker_mirrored", "tpu")
 
 
 class WorkerLost(Exception):
-    """Another process of the run is gone, and with it the step they were taking together."""
+    """Another process of the run is gone, and with it the step they were taking together; to be tried again."""
+
+
+# Of data, settings or a bug: trying again would not help.
+_NOT_OF_OTHERS = (
+    tf.errors.DataLossError,
+    tf.errors.InvalidArgumentError,
+    tf.errors.NotFoundError,
+    tf.errors.OutOfRangeError,
+    tf.errors.PermissionDeniedError,
+    tf.errors.ResourceExhaustedError,
+    tf.errors.UnimplementedError,
+)
+
+
+@contextlib.contextmanager
+def with_others(others: bool) -> Iterator[None]:
+    """Within it, TensorFlow's errors that say that another process is gone become WorkerLost, if there are others."""
+    try:
+        yield
+    except tf.errors.OpError as error:
+        if not others or isinstance(error, _NOT_OF_OTHERS):
+            raise
+        # What a generator of data raises stands somewhere among TensorFlow's own lines.
+        said = re.search(r"RuntimeError: (.*)", str(error))
+        raise WorkerLost(said[1] if said else first_line(error)) from error
 
 
 def _workers() -> tuple[list[str], int]:
@@ -81,7 +110,8 @@ def build_strategy(runtime: cfg.RuntimeConfig) -> tf.distribute.Strategy:
     With several machines it waits for all of them.
 
     Raises:
-      UserError: for what `problems` finds, or when a TPU cannot be reached.
+      UserError: for what `problems` finds, or when a TPU, or this machine's own address, cannot be had.
+      WorkerLost: when not all machines come.
     """
     found = problems(runtime)
     if found:
@@ -90,8 +120,14 @@ def build_strategy(runtime: cfg.RuntimeConfig) -> tf.distribute.Strategy:
     if name == MULTI_WORKER:  # must come before TensorFlow starts any device
         workers, index = _workers()
         if len(workers) > 1 and index == 0:
-            print(f"waiting for {len(workers) - 1} more worker{'s' * (len(workers) > 2)}", flush=True)
-        return distribute_utils.get_distribution_strategy(name, all_reduce_alg=runtime.all_reduce_alg)
+            say(f"waiting for {len(workers) - 1} more worker{'s' * (len(workers) > 2)}")
+        try:
+            return distribute_utils.get_distribution_strategy(name, all_reduce_alg=runtime.all_reduce_alg)
+        except (ValueError, tf.errors.UnknownError) as error:  # the latter for a port that is taken
+            where = f"runtime.distribution_strategy={name}, {workers[index]} in TF_CONFIG"
+            raise UserError(f"{where}: {first_line(error)}") from error
+        except tf.errors.OpError as error:
+            raise WorkerLost(first_line(error)) from error
     runtime.num_gpus = runtime.num_gpus or len(tf.config.list_physical_devices("GPU"))
     if name == ONE_DEVICE or (runtime.num_gpus <= 1 and name == MIRRORED):
         name, runtime.num_gpus = ONE_DEVICE, min(runtime.num_gpus, 1)
@@ -103,6 +139,25 @@ def build_strategy(runtime: cfg.RuntimeConfig) -> tf.distribute.Strategy:
         reason = first_line(error)
         where = f"runtime.tpu={runtime.tpu}" if name == TPU else f"runtime.distribution_strategy={name}"
         raise UserError(f"{where}: {reason}") from error
+
+
+def check_alike(strategy: tf.distribute.Strategy, facts: dict[str, str]) -> None:
+    """Raises UserError unless all processes of the run have the same facts: names, and what they are as text.
+
+    Else they would add up gradients of different weights, or of different batches, and nobody would notice.
+    """
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return
+    digests = [hashlib.blake2b(text.encode(), digest_size=7).digest() for text in facts.values()]
+    own = tf.constant([[int.from_bytes(digest, "big") for digest in digests]], tf.int64)
+    replicas = strategy.experimental_distribute_values_from_function(lambda context: own)
+    everyone = strategy.gather(replicas, axis=0).numpy()
+    other = [name for name, column in zip(facts, everyone.T, strict=True) if len(set(column)) > 1]
+    if other:
+        raise UserError(
+            f"the processes of this run differ in their {' and '.join(other)}: all need the same command, and the same "
+            "--model_dir and --data_dir on a disk that all see"
+        )
 
 
 def agree(strategy: tf.distribute.Strategy, stop: bool, seconds: float) -> tuple[bool, float]:

@@ -4,12 +4,14 @@ import os
 
 import tensorflow as tf
 
+INCOMPLETE = ".incomplete"  # ends the name of what is being written
+
 
 def write_whole(path: str, content: str | bytes) -> None:
     """Writes a file whole or not at all, in place of what was there."""
-    with tf.io.gfile.GFile(path + ".incomplete", "w" if isinstance(content, str) else "wb") as f:
+    with tf.io.gfile.GFile(path + INCOMPLETE, "w" if isinstance(content, str) else "wb") as f:
         f.write(content)
-    tf.io.gfile.rename(path + ".incomplete", path, overwrite=True)
+    tf.io.gfile.rename(path + INCOMPLETE, path, overwrite=True)
 
 
 def publish(temporary: str, directory: str, last: str) -> None:

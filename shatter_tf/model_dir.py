@@ -13,6 +13,7 @@ not_finite.npz    the batch at which training went wrong, if it did
 import dataclasses
 import io
 import json
+import math
 import os
 from typing import Optional
 
@@ -29,7 +30,7 @@ from shatter_tf import (
 from shatter_tf.command_line import UserError
 from shatter_tf.data.shards import VOCABULARY_FILE
 from shatter_tf.data.tokenizer import read_vocabulary, vocabulary_hash
-from shatter_tf.files import write_whole
+from shatter_tf.files import INCOMPLETE, write_whole
 
 EXPERIMENT_FILE, PARAMS_FILE = "experiment.json", "params.yaml"
 METRICS_FILE, HISTORY_FILE, NOT_FINITE_FILE = "metrics.json", "history.jsonl", "not_finite.npz"
@@ -60,23 +61,26 @@ def read(model_dir: str, flag: str = "--model_dir") -> Run:
     try:
         with tf.io.gfile.GFile(os.path.join(model_dir, EXPERIMENT_FILE)) as f:
             about = json.load(f)
-        params = exp_factory.get_exp_config(about["experiment"])
+        experiment, lower_case, sha256 = (about[key] for key in ("experiment", "lower_case", "vocabulary_sha256"))
+        params = exp_factory.get_exp_config(experiment)
         with tf.io.gfile.GFile(os.path.join(model_dir, PARAMS_FILE)) as f:
-            params.override(yaml.safe_load(f), is_strict=True)
-        lower_case = about["lower_case"]
-    except (tf.errors.NotFoundError, ValueError, KeyError, LookupError, yaml.YAMLError) as error:
+            settings = yaml.safe_load(f)
+        if not isinstance(settings, dict) or not all(isinstance(part, dict) for part in settings.values()):
+            raise ValueError(f"{PARAMS_FILE} holds no settings")
+        params.override(settings, is_strict=True)
+    except (tf.errors.NotFoundError, ValueError, TypeError, LookupError, yaml.YAMLError) as error:
         raise UserError(
             f"{flag}={model_dir}: damaged, or made by another version ({' '.join(str(error).split())})"
         ) from error
     vocabulary = read_vocabulary(os.path.join(model_dir, VOCABULARY_FILE))
-    if vocabulary_hash(vocabulary) != about["vocabulary_sha256"]:
+    if vocabulary_hash(vocabulary) != sha256:
         raise UserError(f"{os.path.join(model_dir, VOCABULARY_FILE)}: not the vocabulary the model was trained with")
-    return Run(about["experiment"], params, vocabulary, lower_case)
+    return Run(experiment, params, vocabulary, lower_case)
 
 
 def check(model_dir: str, run: Run) -> None:
     """Raises UserError unless `run` may start or go on in `model_dir`; changes nothing."""
-    if not tf.io.gfile.exists(model_dir) or not tf.io.gfile.listdir(model_dir):
+    if not tf.io.gfile.exists(model_dir) or _only_begun(model_dir, run):
         return
     if not exists(model_dir):
         raise UserError(f"--model_dir={model_dir}: not empty, and not a training directory; name a new one")
@@ -91,6 +95,15 @@ def check(model_dir: str, run: Run) -> None:
         raise UserError(f"--model_dir={model_dir}: was trained with another vocabulary; name a new directory")
     if before.labels != run.labels:
         raise UserError(f"--model_dir={model_dir}: was trained with other labels; name a new directory")
+
+
+def _only_begun(model_dir: str, run: Run) -> bool:
+    """Whether there is nothing in `model_dir` but what `write` leaves when it is killed or finds the disk full."""
+    names = {name.removesuffix(INCOMPLETE) for name in tf.io.gfile.listdir(model_dir)}
+    if not names <= {VOCABULARY_FILE, PARAMS_FILE} or (PARAMS_FILE in names and VOCABULARY_FILE not in names):
+        return not names
+    vocabulary = os.path.join(model_dir, VOCABULARY_FILE)
+    return not tf.io.gfile.exists(vocabulary) or read_vocabulary(vocabulary) == run.vocabulary
 
 
 def differences(old, new, key: str = "") -> list[str]:
@@ -153,8 +166,13 @@ def read_history(model_dir: str, last_step: Optional[int] = None) -> list[dict]:
     path = os.path.join(model_dir, HISTORY_FILE)
     if not tf.io.gfile.exists(path):
         return []
-    with tf.io.gfile.GFile(path) as f:
-        history = [json.loads(line) for line in f.read().splitlines()]
+    try:
+        with tf.io.gfile.GFile(path) as f:
+            history = [json.loads(line) for line in f.read().splitlines()]
+        if not all(math.isfinite(entry["step"] + entry["seconds"]) for entry in history):
+            raise ValueError("a step or a time that is not finite")
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path}: damaged ({error!r}); mend or remove it: it holds the evaluations so far") from error
     return [entry for entry in history if last_step is None or entry["step"] <= last_step]
 
 

@@ -4,6 +4,8 @@ import os
 import signal
 import threading
 
+from shatter_tf.command_line import say
+
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -12,14 +14,18 @@ class StopRequest:
 
     While steps are unsaved, training itself looks at `asked` after every loop, saves and stops. At all other times
     (libraries are imported, data read, an evaluation runs) there is nothing to lose, and the process is ended at once.
-    A thread does that: Python's own handlers run only between its bytecodes, and an evaluation is one.
+    A thread does that: Python's own handlers run only between its bytecodes, and an evaluation is one. It also ends a
+    loop of steps that does not end: data that does not come, another machine that hangs.
 
     Attributes:
       unsaved: held by training from a step on until a checkpoint has it.
+      saving: held by training while a checkpoint is written.
+      patience: seconds that a loop of steps may still take.
     """
 
     def __init__(self):
-        self.unsaved = threading.Lock()
+        self.unsaved, self.saving = threading.Lock(), threading.Lock()
+        self.patience = 20.0
         self._asked = threading.Event()
         self._listening = False
 
@@ -44,6 +50,11 @@ class StopRequest:
     def _wait(self, reader: int) -> None:
         os.read(reader, 1)
         self._asked.set()
-        with self.unsaved:
-            print("stopped, as asked, with nothing unsaved; the same command goes on from there", flush=True)
+        saved = self.unsaved.acquire(timeout=self.patience)
+        with self.saving:
+            saved = saved or self.unsaved.acquire(blocking=False)
+            if saved:
+                say("stopped, as asked, with nothing unsaved; the same command goes on from there")
+            else:
+                say("stopped, as asked, in steps that did not end; the same command goes on from the last checkpoint")
             os._exit(os.EX_TEMPFAIL)

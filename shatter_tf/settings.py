@@ -8,6 +8,7 @@ import collections.abc
 import copy
 import dataclasses
 import itertools
+import operator
 import os
 import re
 import types
@@ -19,12 +20,12 @@ import tensorflow as tf
 import yaml
 from official.core import config_definitions as cfg
 from official.core import exp_factory
-from official.modeling import hyperparams
+from official.modeling import hyperparams, optimization
 
 from shatter_tf import distribution
 from shatter_tf import model_dir as model_dirs
 from shatter_tf.baselines import BertConfig
-from shatter_tf.command_line import UserError, nearest
+from shatter_tf.command_line import UserError, first_line, nearest, say
 from shatter_tf.config import ShatterConfig
 from shatter_tf.data import labelled, question_answering, tagging
 from shatter_tf.data.pretraining import PretrainDataConfig
@@ -60,6 +61,29 @@ _POSITIVE = (
     *("train_steps", "steps_per_loop", "checkpoint_interval", "validation_interval", "summary_interval"),
     *("accumulation_steps", "max_skipped_steps", "max_to_keep"),
 )
+
+
+# Model Garden's settings that nothing here goes by.
+_UNHEEDED = {
+    "trainer": (
+        *("train_tf_while_loop", "train_tf_function", "eval_tf_function", "eval_tf_while_loop", "allow_tpu_summary"),
+        *("continuous_eval_timeout", "best_checkpoint_export_subdir", "loss_upper_bound", "recovery_begin_steps"),
+        *("recovery_max_trials", "validation_summary_subdir", "preemption_on_demand_checkpoint"),
+    ),
+    "runtime": (
+        *("gpu_thread_mode", "dataset_num_private_threads", "per_gpu_thread_count", "worker_hosts", "task_index"),
+        *("num_packs", "run_eagerly", "batchnorm_spatial_persistent", "tpu_enable_xla_dynamic_padder"),
+        *("num_cores_per_replica", "default_shard_dim", "use_tpu_mp_strategy"),
+    ),
+    "task": ("differential_privacy_config", "allow_image_summary"),
+    "task.train_data": (
+        *("is_training", "drop_remainder", "shuffle_buffer_size", "cache", "cycle_length", "block_length"),
+        *("ram_budget", "deterministic", "sharding", "tf_data_service_job_name", "tfds_as_supervised"),
+        *("tfds_skip_decoding_feature", "enable_shared_tf_data_service_between_parallel_trainers"),
+        *("apply_tf_data_service_before_batching", "trainer_id", "prefetch_buffer_size", "autotune_algorithm"),
+    ),
+}
+_UNHEEDED["task.validation_data"] = _UNHEEDED["task.train_data"]
 
 
 class _YamlLoader(yaml.SafeLoader):
@@ -238,8 +262,8 @@ def resolve_without_data(*, config_file: Optional[str] = None, params_override: 
 def _derive(params: cfg.ExperimentConfig, explicit: dict, vocabulary_size: int) -> None:
     """Sets what is still unset, and raises UserError with all that would fail later."""
     _derive_encoder(params, explicit, vocabulary_size)
-    _derive_trainer(params)
-    problems = _problems(params, vocabulary_size)
+    _derive_trainer(params, explicit)
+    problems = _unheeded(params) + _problems(params, vocabulary_size)
     if problems:
         raise UserError("; ".join(problems))
 
@@ -358,10 +382,9 @@ def _load_questions(params, explicit, data_dir, initial) -> tuple[list[str], boo
             raise UserError("no questions: give --data_dir, with train.json and dev.json in SQuAD's format")
         found[file] = squad = question_answering.read_squad(data.input_path)
         if squad.misplaced:
-            print(
+            say(
                 f"{squad.path}: the texts of {len(squad.misplaced)} answers, the first of question "
-                f"{squad.misplaced[0]!r}, do not stand at their answer_start; nothing is learnt from them",
-                flush=True,
+                f"{squad.misplaced[0]!r}, do not stand at their answer_start; nothing is learnt from them"
             )
     task.version_2_with_negative = found["train.json"].some_unanswerable
     if found["dev.json"].some_unanswerable and not task.version_2_with_negative:
@@ -391,10 +414,13 @@ def _derive_encoder(params: cfg.ExperimentConfig, explicit: dict, vocabulary_siz
         encoder.bert.override({**shared, **_dig(own, "bert")}, is_strict=True)
 
 
-def _derive_trainer(params: cfg.ExperimentConfig) -> None:
-    """Sets what is unset of schedule and intervals from train_steps."""
+def _derive_trainer(params: cfg.ExperimentConfig, explicit: dict) -> None:
+    """Sets what is unset of schedule and intervals from train_steps, and which checkpoint is the best."""
     trainer = params.trainer
     trainer.best_checkpoint_eval_metric = trainer.best_checkpoint_eval_metric or params.task.main_metric
+    if "best_checkpoint_metric_comp" not in _dig(explicit, "trainer"):
+        errors = ("loss", "mean_squared_error")
+        trainer.best_checkpoint_metric_comp = "lower" if trainer.best_checkpoint_eval_metric in errors else "higher"
     steps = trainer.train_steps
     rate, warmup = trainer.optimizer_config.learning_rate.get(), trainer.optimizer_config.warmup.get()
     if getattr(rate, "decay_steps", 0) is None:
@@ -407,6 +433,15 @@ def _derive_trainer(params: cfg.ExperimentConfig) -> None:
     # An evaluation every fifth of the run, at the end of a loop.
     trainer.validation_interval = trainer.validation_interval or -(-max(1, steps // 5) // loop) * loop
     trainer.checkpoint_interval = trainer.checkpoint_interval or trainer.validation_interval
+
+
+def _unheeded(params: cfg.ExperimentConfig) -> list[str]:
+    """Returns a line for every setting that was changed to no effect."""
+    usual = cfg.ExperimentConfig(task=type(params.task)(), trainer=type(params.trainer)())
+    names = [f"{path}.{name}" for path, names in _UNHEEDED.items() for name in names]
+    values = {name: operator.attrgetter(name)(params) for name in names}
+    changed = (name for name in names if values[name] != operator.attrgetter(name)(usual))
+    return [f"{name}={values[name]}: nothing here goes by it; leave it out" for name in changed]
 
 
 def _problems(params: cfg.ExperimentConfig, vocabulary_size: int) -> list[str]:
@@ -446,6 +481,14 @@ def _problems(params: cfg.ExperimentConfig, vocabulary_size: int) -> list[str]:
             found.append(f"trainer.{name}={getattr(trainer, name)} is not positive")
     if runtime.mixed_precision_dtype not in (None, "float32", "bfloat16", "float16"):
         found.append(f"runtime.mixed_precision_dtype={runtime.mixed_precision_dtype}: use float32, bfloat16, float16")
+    if trainer.validation_steps < 1 and trainer.validation_steps != -1:
+        found.append(f"trainer.validation_steps={trainer.validation_steps}: use -1 for all of the validation data")
+    if trainer.best_checkpoint_metric_comp not in ("higher", "lower"):
+        found.append(f"trainer.best_checkpoint_metric_comp={trainer.best_checkpoint_metric_comp}: use higher, lower")
+    if getattr(task.model, "cls_heads", None):
+        found.append("task.model.cls_heads: the data has no labels for such a head; leave it out")
+    if not 0 <= task.train_data.seed < 2**32:
+        found.append(f"task.train_data.seed={task.train_data.seed} is not in [0, 2^32)")
     optimizer = trainer.optimizer_config
     for kind in ("learning_rate", "warmup"):
         for name, value in (getattr(optimizer, kind).get() or hyperparams.Config()).as_dict().items():
@@ -453,6 +496,13 @@ def _problems(params: cfg.ExperimentConfig, vocabulary_size: int) -> list[str]:
                 found.append(
                     f"trainer.optimizer_config.{kind}.{getattr(optimizer, kind).type}.{name}={value} is too few"
                 )
+    try:
+        optimization.OptimizerFactory(optimizer).build_learning_rate()
+    except (ValueError, TypeError) as error:
+        found.append(
+            f"trainer.optimizer_config.learning_rate.type={optimizer.learning_rate.type}: no schedule comes of its "
+            f"settings ({first_line(error)})"
+        )
     if optimizer.optimizer.type not in OPTIMIZERS:
         found.append(
             f"trainer.optimizer_config.optimizer.type={optimizer.optimizer.type}: use {', '.join(OPTIMIZERS)}, whose "

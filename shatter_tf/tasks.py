@@ -17,7 +17,7 @@ from sklearn import metrics as sklearn_metrics
 
 from shatter_tf.baselines import BertBaseline, BertConfig
 from shatter_tf.checkpoints import restore_pretrained
-from shatter_tf.command_line import nearest
+from shatter_tf.command_line import nearest, say
 from shatter_tf.config import ShatterConfig
 from shatter_tf.data.labelled import LabelledDataConfig
 from shatter_tf.data.pretraining import PretrainDataConfig
@@ -366,7 +366,7 @@ class ClassifyTask(_Task, sentence_prediction.SentencePredictionTask):
 
     def initialize(self, model):
         if self.task_config.init_checkpoint and not self.task_config.restore_weights:
-            print("starting from random weights, as task.restore_weights=false asks", flush=True)
+            say("starting from random weights, as task.restore_weights=false asks")
         else:
             super().initialize(model)
 

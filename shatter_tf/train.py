@@ -16,7 +16,7 @@ import argparse
 import os
 import sys
 
-from shatter_tf.command_line import UserError, new_parser, quieten_logging, run
+from shatter_tf.command_line import UserError, new_parser, quieten_logging, run, say
 from shatter_tf.preemption import StopRequest
 
 MODES = ("train_and_eval", "train", "eval")
@@ -45,6 +45,9 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
 
 def main(argv: list[str]) -> None:
     args = parse_arguments(argv)
+    stop = StopRequest()
+    if args.mode != "eval":
+        stop.listen()
     from shatter_tf import checkpoints, distribution, settings, trainer
     from shatter_tf import model_dir as model_dirs
 
@@ -59,19 +62,18 @@ def main(argv: list[str]) -> None:
     model_dirs.check(args.model_dir, resolved)
     if args.mode == "eval" and not checkpoints.latest_checkpoint(args.model_dir):
         raise UserError(f"--model_dir={args.model_dir}: no checkpoint to evaluate")
-    stop = StopRequest()
-    if args.mode != "eval":
-        stop.listen()
-    session = trainer.Session(resolved, args.model_dir)
-    session.say(session.describe())
-    if args.mode == "eval":
-        session.evaluate()
-        return
-    stop.listen()  # once more: TensorFlow's servers take SIGTERM for themselves
     try:
+        strategy = distribution.build_strategy(resolved.params.runtime)
+        if args.mode != "eval":
+            stop.listen()  # once more: TensorFlow's servers take SIGTERM for themselves
+        session = trainer.Session(resolved, args.model_dir, strategy)
+        session.say(session.describe())
+        if args.mode == "eval":
+            session.evaluate()
+            return
         finished = session.train(evaluate=args.mode == "train_and_eval", stop=stop)
     except distribution.WorkerLost as error:
-        print(f"another worker is gone; start all again, they go on from the last checkpoint ({error})", flush=True)
+        say(f"another worker is gone; start all again, they go on from the last checkpoint ({error})")
         os._exit(os.EX_TEMPFAIL)  # without a farewell to the others, which would wait for the one that is gone
     if not finished:
         sys.exit(os.EX_TEMPFAIL)  # 75: what a scheduler should try again

@@ -3,7 +3,6 @@
 import contextlib
 import math
 import os
-import re
 import shutil
 import sys
 import tempfile
@@ -17,9 +16,9 @@ from official.modeling import performance
 
 from shatter_tf import model_dir as model_dirs
 from shatter_tf.checkpoints import BEST_SUBDIR, PREFIX, checkpoint_step, count_parameters, latest_checkpoint
-from shatter_tf.command_line import UserError, first_line, nearest
+from shatter_tf.command_line import UserError, first_line, nearest, say
 from shatter_tf.data.shards import Corpus
-from shatter_tf.distribution import WorkerLost, agree, build_strategy, is_chief
+from shatter_tf.distribution import agree, build_strategy, check_alike, is_chief, with_others
 from shatter_tf.model_dir import NOT_FINITE_FILE, Run
 from shatter_tf.preemption import StopRequest
 
@@ -133,22 +132,26 @@ class Session:
     Args:
       run: from `settings.resolve`.
       model_dir: where it lives; `model_dir.check` has passed it. Nothing is written there before training starts.
+      strategy: what it runs on; built from `run.params.runtime` if left out.
 
     Raises:
       UserError: for batches that the devices cannot share, a metric that is none, or checkpoints that do not fit.
+      WorkerLost: when another process of the run is gone.
     """
 
-    def __init__(self, run: Run, model_dir: str):
+    def __init__(self, run: Run, model_dir: str, strategy: Optional[tf.distribute.Strategy] = None):
         self.run, self.model_dir, self.params = run, model_dir, run.params
         trainer, runtime = self.params.trainer, self.params.runtime
-        strategy = build_strategy(runtime)
+        strategy = strategy or build_strategy(runtime)
+        remote = (tf.distribute.MultiWorkerMirroredStrategy, tf.distribute.TPUStrategy)
+        self._others = isinstance(strategy, remote) or self.params.task.train_data.enable_tf_data_service
         self._check_batches(strategy.num_replicas_in_sync)
         self.checkpoint = latest_checkpoint(model_dir)
         set_precision(runtime)
         with tf.device("CPU"):
             self.input_seconds = tf.Variable(0.0, dtype=tf.float64, trainable=False)
         tf_keras.utils.set_random_seed(self.params.task.train_data.seed)  # initial weights, dropout
-        with strategy.scope():
+        with with_others(self._others), strategy.scope():
             task = task_factory.get_task(self.params.task, logging_dir=model_dir)
             task.start_step = checkpoint_step(self.checkpoint) if self.checkpoint else 0
             task.accumulation_steps = trainer.accumulation_steps
@@ -168,6 +171,14 @@ class Session:
             # Otherwise the first step makes these, and is traced twice for it; a checkpoint may lack them unnoticed.
             self.trainer.optimizer.inner_optimizer._create_all_weights(self.trainer.model.trainable_variables)
             self._restore()
+            check_alike(
+                strategy,
+                {
+                    "checkpoints": f"step {self.step}",
+                    "settings": repr(self.params.as_dict()),
+                    "vocabularies": " ".join(run.vocabulary),
+                },
+            )
         # Every process has to take part in saving, but only the chief's files are kept.
         self.chief = is_chief()
         self._scratch = None if self.chief else tempfile.TemporaryDirectory()
@@ -176,6 +187,7 @@ class Session:
             tf.train.CheckpointManager(self.trainer.checkpoint, path, max_to_keep=keep, checkpoint_name=PREFIX)
             for path, keep in ((directory, trainer.max_to_keep), (os.path.join(directory, BEST_SUBDIR), 1))
         )
+        self._saved: Optional[str] = None  # the newest checkpoint of this process
         self._writers = {}
         self.history = model_dirs.read_history(model_dir, last_step=self.step)
         # Of training, without evaluations and checkpoints; what a killed run did after its last evaluation is lost.
@@ -210,15 +222,16 @@ class Session:
 
     def say(self, line: str) -> None:
         if self.chief:
-            print(line, flush=True)
+            say(line)
 
     def describe(self) -> str:
-        replicas = self.trainer.strategy.num_replicas_in_sync
-        task = self.params.task
+        strategy, task = self.trainer.strategy, self.params.task
+        replicas = strategy.num_replicas_in_sync
+        kind = tf.DeviceSpec.from_string(strategy.extended.worker_devices[0]).device_type
         return (
             f"{self.run.experiment} in {self.model_dir}: {self.parameters:,} parameters, batches of "
             f"{task.train_data.global_batch_size} x {task.train_data.seq_length} tokens on {replicas} "
-            f"replica{'s' * (replicas > 1)}, {'XLA' if self.params.runtime.enable_xla else 'no XLA'}, "
+            f"replica{'s' * (replicas > 1)} ({kind}), {'XLA' if self.params.runtime.enable_xla else 'no XLA'}, "
             + (f"from step {self.step}" if self.step else "from the start")
         )
 
@@ -231,24 +244,22 @@ class Session:
           Whether it got there: not if `stop` asked for an end, which comes within seconds and with a checkpoint.
 
         Raises:
-          UserError: when the loss stays not finite, or something cannot be written.
+          UserError: when the loss stays not finite, or something cannot be read or written.
           WorkerLost: when another process of the run is gone.
         """
-        stop = stop or StopRequest()
         try:
-            return self._train(evaluate, stop)
+            with with_others(self._others):
+                return self._train(evaluate, stop or StopRequest())
         except tf.errors.ResourceExhaustedError as error:
             raise UserError(
                 "the devices' memory is too small for this run: raise trainer.accumulation_steps, set the encoder's "
                 f"recompute_blocks=true or lower the batch size ({first_line(error)})"
             ) from error
-        except tf.errors.OpError as error:
-            several = isinstance(self.trainer.strategy, tf.distribute.MultiWorkerMirroredStrategy)
-            if several or self.params.task.train_data.enable_tf_data_service:
-                # What a generator of data raises stands somewhere among TensorFlow's own lines.
-                said = re.search(r"RuntimeError: (.*)", str(error))
-                raise WorkerLost(said[1] if said else first_line(error)) from error
-            raise
+        except (tf.errors.DataLossError, tf.errors.NotFoundError) as error:
+            raise UserError(
+                f"the data cannot be read after step {self.step} ({first_line(error)}); mend it, and the same command "
+                "goes on from the last checkpoint"
+            ) from error
 
     def _train(self, evaluate: bool, stop: StopRequest) -> bool:
         trainer = self.params.trainer
@@ -271,13 +282,16 @@ class Session:
         most_steps = 1  # the first step may have to be compiled, and how long others take is not known
         checked_learning = self.step >= self._sanity_steps
         while self.step < total:
-            if not stop.unsaved.locked():
+            # The first step may be compiled for minutes, and is soon done again: it is not worth waiting for.
+            if not first and not stop.unsaved.locked():
                 stop.unsaved.acquire()
             # Loops end where anything is due, and soon enough to be stopped.
             loop = min(total - self.step, most_steps, *(every - self.step % every for every in intervals))
             self.input_seconds.assign(0.0)
             begin = time.time()
             logs = self.trainer.train(tf.constant(loop, tf.int32))
+            if not stop.unsaved.locked():
+                stop.unsaved.acquire()
             stopping, elapsed = agree(self.trainer.strategy, stop.asked, time.time() - begin)
             stopping = stopping and self.step < total
             self.seconds += elapsed
@@ -293,11 +307,14 @@ class Session:
                 checked_learning = True
                 self._warn_unless_learning(loss)
             evaluating = evaluate and due(trainer.validation_interval)
+            stop.patience = 20.0 + elapsed
             if evaluating or stopping or due(trainer.checkpoint_interval):
-                self._save()
-                if stopping:
-                    self.say(f"stopped at step {self.step}, as asked; the same command goes on from there")
-                stop.unsaved.release()
+                with stop.saving:
+                    self._save()
+                    if stopping:
+                        self.say(f"stopped at step {self.step}, as asked; the same command goes on from there")
+                        agree(self.trainer.strategy, True, 0.0)  # none leaves before the chief has written
+                    stop.unsaved.release()
             if stopping:
                 return False
             if evaluating:
@@ -330,14 +347,16 @@ class Session:
 
     def _check_room(self) -> None:
         """Raises UserError unless the disk, if it is one, has room for the checkpoints that will be kept."""
-        parent = os.path.dirname(os.path.abspath(self.model_dir))
-        if "://" in self.model_dir or not os.path.isdir(parent):
+        if "://" in self.model_dir:
             return
+        disk = os.path.abspath(self.model_dir)
+        while not os.path.isdir(disk):
+            disk = os.path.dirname(disk)
         variables = [*self.trainer.model.variables, *self.trainer.optimizer.variables()]
         size = sum(variable.shape.num_elements() * variable.dtype.size for variable in variables)
         # Those kept, the best, and one being written.
         needed = size * (self.params.trainer.max_to_keep + 2 - len(self.manager.checkpoints))
-        free = shutil.disk_usage(parent).free
+        free = shutil.disk_usage(disk).free
         if needed > free:
             raise UserError(
                 f"--model_dir={self.model_dir}: checkpoints will take {needed / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB "
@@ -357,7 +376,8 @@ class Session:
 
     @property
     def _last_good(self) -> str:
-        return self.manager.latest_checkpoint or self.checkpoint or "none"
+        # Before the first save the manager may still count on one that is damaged.
+        return self._saved or self.checkpoint or "none"
 
     def _save(self, manager: Optional[tf.train.CheckpointManager] = None) -> None:
         # Steps are finite, or skipped, but finite steps can add up to a weight that is not.
@@ -368,23 +388,26 @@ class Session:
                     "lower the learning rate or lengthen the warm-up, and start again in a new --model_dir"
                 )
         with self._writing("a checkpoint"):
-            (manager or self.manager).save(checkpoint_number=self.step)
+            saved = (manager or self.manager).save(checkpoint_number=self.step)
+        if manager is None:
+            self._saved = saved
 
     def _not_finite(self, in_a_row: int) -> UserError:
         """Writes down the first batch that was skipped, and returns what to say of it."""
         data, task = self.params.task.train_data, self.trainer.task
         first = self.step - in_a_row  # steps are counted from 0 by the loader, and from 1 in what is said
         task.start_step = first
+        rows = first * data.global_batch_size, (first + 1) * data.global_batch_size - 1
         path = os.path.join(self.model_dir, NOT_FINITE_FILE)
         if self.chief:
             with self._writing(NOT_FINITE_FILE):
-                model_dirs.write_arrays(path, next(iter(task.build_inputs(data).as_numpy_iterator())))
+                batch = next(iter(task.build_inputs(data).as_numpy_iterator()))
+                model_dirs.write_arrays(path, {**batch, "step": first + 1, "first_row": rows[0], "seed": data.seed})
         return UserError(
             f"loss or gradients are not finite in {in_a_row} steps in a row from step {first + 1} on, all skipped; "
             f"last good checkpoint: {self._last_good}; the batch of step {first + 1} (rows "
-            f"{first * data.global_batch_size} to {(first + 1) * data.global_batch_size - 1} of training, seed "
-            f"{data.seed}) is in {path}; lower the learning rate or lengthen the warm-up, and start again in a new "
-            "--model_dir"
+            f"{rows[0]} to {rows[1]} of training, seed {data.seed}) is in {path}; lower the learning rate or lengthen "
+            "the warm-up, and start again in a new --model_dir"
         )
 
     @property
@@ -395,12 +418,11 @@ class Session:
         """Says so when the masked-LM loss is still what the frequencies of wordpieces alone give."""
         entropy = Corpus.read(self.params.task.train_data.input_path).unigram_entropy
         if loss > entropy - 0.1 and self.chief:
-            print(
+            say(
                 f"warning: after {self.step} steps the loss is {loss:.3f}, and the entropy of single wordpieces "
                 f"{entropy:.3f}: so far the model has learnt how frequent each is and nothing else. Try another "
                 "learning rate, a longer warm-up or norm_first=true",
-                file=sys.stderr,
-                flush=True,
+                sys.stderr,
             )
 
     def _evaluated(self) -> bool:

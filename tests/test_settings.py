@@ -69,6 +69,16 @@ def test_files_then_flags(pretrain, tmp_path, write_corpus, random_documents):
         ("trainer.train_steps.more=5", "trainer.train_steps has no settings of its own"),
         ("trainer.optimizer_config.warmup.type=linar", "warmup.type='linar': there are linear, polynomial"),
         ("trainer.train_steps=5.5", "trainer.train_steps=5.5 is not a whole number"),
+        ("trainer.train_tf_function=false", "trainer.train_tf_function=False: nothing here goes by it"),
+        ("runtime.run_eagerly=true", "runtime.run_eagerly=True: nothing here goes by it"),
+        ("task.train_data.is_training=false", "task.train_data.is_training=False: nothing here goes by it"),
+        ("task.validation_data.is_training=true", "task.validation_data.is_training=True: nothing here goes by it"),
+        ("task.train_data.seed=-1", r"task.train_data.seed=-1 is not in \[0, 2\^32\)"),
+        ("trainer.validation_steps=0", "trainer.validation_steps=0: use -1 for all"),
+        ("trainer.best_checkpoint_metric_comp=hihger", "best_checkpoint_metric_comp=hihger: use higher, lower"),
+        ("trainer.optimizer_config.learning_rate.type=stepwise", "learning_rate.type=stepwise: no schedule comes"),
+        ("trainer.optimizer_config.learning_rate.type=null", "learning_rate.type=None: no schedule .* must be spec"),
+        ("task.model.cls_heads=[5]", "task.model.cls_heads: the data has no labels for such a head"),
         ("runtime.enable_xla=7", "runtime.enable_xla=7 is not true or false"),
         ("task.train_data.mask_rate=1.5", "task.train_data.mask_rate=1.5 is not between 0 and 1"),
         ("task.train_data.global_batch_size=0", "global_batch_size=0 is not positive"),
@@ -93,6 +103,18 @@ def test_files_then_flags(pretrain, tmp_path, write_corpus, random_documents):
 def test_refused(pretrain, override, message):
     with pytest.raises(UserError, match=message):
         pretrain(override)
+
+
+@pytest.mark.parametrize(
+    ("override", "comparison"),
+    [
+        ("", "higher"),
+        ("trainer.best_checkpoint_eval_metric=loss", "lower"),
+        ("trainer.best_checkpoint_eval_metric=loss,trainer.best_checkpoint_metric_comp=higher", "higher"),
+    ],
+)
+def test_the_best_loss_is_the_lowest(pretrain, override, comparison):
+    assert pretrain(override).params.trainer.best_checkpoint_metric_comp == comparison
 
 
 @pytest.mark.parametrize(

@@ -101,9 +101,10 @@ def test_many_steps_in_a_row_that_are_not_finite_end_the_run_and_leave_the_batch
     saved = np.load(tmp_path / "run/not_finite.npz")
     session.trainer.task.start_step = 4
     batch = next(iter(session.trainer.task.build_inputs(session.params.task.train_data)))
-    assert set(saved) == set(batch)
-    for name, array in saved.items():
-        np.testing.assert_array_equal(array, batch[name])
+    assert set(saved) == {*batch, "step", "first_row", "seed"}
+    assert (saved["step"], saved["first_row"], saved["seed"]) == (5, 16, 0)
+    for name, array in batch.items():
+        np.testing.assert_array_equal(saved[name], array)
 
 
 def test_weights_that_are_not_finite_are_not_saved(pretrain, tmp_path):

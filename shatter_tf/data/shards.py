@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import typing
 from collections.abc import Iterator
 
 import numpy as np
@@ -23,11 +24,12 @@ CORPUS_FILE, VOCABULARY_FILE = "corpus.json", "vocab.txt"
 
 @dataclasses.dataclass
 class Shard:
-    """One TFRecord file: its name, documents, and tokens (special tokens included)."""
+    """One TFRecord file: its name, documents, tokens (special tokens included) and size in bytes, 0 if not known."""
 
     file: str
     documents: int = 0
     tokens: int = 0
+    bytes: int = 0
 
 
 @dataclasses.dataclass
@@ -50,6 +52,9 @@ class Corpus:
     validation: list[Shard]
 
     def write(self, directory: str) -> None:
+        """Writes corpus.json beside the shards, which are there already: it records their sizes."""
+        for shard in self.train + self.validation:
+            shard.bytes = tf.io.gfile.stat(os.path.join(directory, shard.file)).length
         with tf.io.gfile.GFile(os.path.join(directory, CORPUS_FILE), "w") as f:
             json.dump(dataclasses.asdict(self), f, indent=1, ensure_ascii=False)
 
@@ -64,17 +69,38 @@ class Corpus:
                 corpus = cls(**json.load(f))
             corpus.train = [Shard(**shard) for shard in corpus.train]
             corpus.validation = [Shard(**shard) for shard in corpus.validation]
+            for item in (corpus, *corpus.train, *corpus.validation):
+                _check_types(item)
+            if not corpus.train:
+                raise ValueError("no shards for training")
         except (ValueError, TypeError) as error:
             raise UserError(f"{path}: not a corpus description ({error})") from error
         for shard in corpus.train + corpus.validation:
             if os.path.basename(shard.file) != shard.file:
                 raise UserError(f"{path}: {shard.file} is not a plain file name")
-            if not tf.io.gfile.exists(os.path.join(directory, shard.file)):
-                raise UserError(f"{os.path.join(directory, shard.file)}: no such file, but {path} names it")
+            shard_path = os.path.join(directory, shard.file)
+            if not tf.io.gfile.exists(shard_path):
+                raise UserError(f"{shard_path}: no such file, but {path} names it")
+            size = tf.io.gfile.stat(shard_path).length
+            if shard.bytes and size != shard.bytes:  # else its rows, and all after them, would be others than before
+                raise UserError(
+                    f"{shard_path}: {size:,} bytes, and {path} says {shard.bytes:,}; copy it again, or prepare it anew"
+                )
         vocabulary_path = os.path.join(directory, VOCABULARY_FILE)
         if vocabulary_hash(read_vocabulary(vocabulary_path)) != corpus.vocabulary_sha256:
             raise UserError(f"{vocabulary_path}: not the vocabulary the corpus was prepared with")
         return corpus
+
+
+def _check_types(item) -> None:
+    """Raises TypeError or ValueError unless the plain fields of a dataclass are what they are declared to be."""
+    for name, kind in typing.get_type_hints(type(item)).items():
+        value = getattr(item, name)
+        kinds = (int, float) if kind is float else (kind,)
+        if kind in (bool, str, int, float) and type(value) not in kinds:
+            raise TypeError(f"{name}={value!r}")
+        if kind in (int, float) and not value >= 0:
+            raise ValueError(f"{name}={value!r}")
 
 
 def place(document: str, validation_fraction: float, num_shards: int) -> tuple[str, int]:
