@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterable
 
 _ABSL_ERROR = 2
+_WHERE_IN_A_GRAPH = ("Graph execution error", "Detected at node", "<stack traces unavailable>", "  ", "\t")
 _LIBRARY_SUFFIX = ".2.dylib" if sys.platform == "darwin" else ".so.2"
 
 
@@ -80,11 +81,16 @@ def quieten_logging() -> None:
 def first_line(error: BaseException) -> str:
     """Returns the first line of what an exception says, or its class when it says nothing.
 
+    What TensorFlow puts before it, where in a graph it happened, is left out.
+
     Example:
     >>> first_line(OSError("no space\\nin /disk")), first_line(OSError())
     ('no space', 'OSError')
+    >>> first_line(ValueError("Graph execution error:\\n\\nDetected at node X\\n<stack traces unavailable>\\nno space"))
+    'no space'
     """
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith(_WHERE_IN_A_GRAPH)]
+    return lines[0].strip() if lines else type(error).__name__
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

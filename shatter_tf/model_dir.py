@@ -99,11 +99,11 @@ def check(model_dir: str, run: Run) -> None:
 
 def _only_begun(model_dir: str, run: Run) -> bool:
     """Whether there is nothing in `model_dir` but what `write` leaves when it is killed or finds the disk full."""
-    names = {name.removesuffix(INCOMPLETE) for name in tf.io.gfile.listdir(model_dir)}
-    if not names <= {VOCABULARY_FILE, PARAMS_FILE} or (PARAMS_FILE in names and VOCABULARY_FILE not in names):
-        return not names
-    vocabulary = os.path.join(model_dir, VOCABULARY_FILE)
-    return not tf.io.gfile.exists(vocabulary) or read_vocabulary(vocabulary) == run.vocabulary
+    files, names = [VOCABULARY_FILE, PARAMS_FILE, EXPERIMENT_FILE], sorted(tf.io.gfile.listdir(model_dir))
+    for i, file in enumerate(files):
+        if names in (sorted(files[:i]), sorted([*files[:i], file + INCOMPLETE])):
+            return not i or read_vocabulary(os.path.join(model_dir, VOCABULARY_FILE)) == run.vocabulary
+    return False
 
 
 def differences(old, new, key: str = "") -> list[str]:

@@ -129,7 +129,7 @@ def test_two_processes_do_what_one_does_and_only_the_chief_writes(run, fine_tune
     outputs = [worker.communicate(timeout=300)[0] for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0], outputs
     assert "waiting for 1 more worker" in outputs[0]
-    assert "on 2 replicas" in outputs[0]
+    assert "on 2 replicas (CPU)" in outputs[0]
     assert outputs[1] == ""
     assert losses(said) == losses(outputs[0])
     assert len(losses(said)) >= 6
@@ -167,6 +167,43 @@ def test_when_one_of_three_processes_goes_all_can_be_started_again(run, tmp_path
     assert "from step " in outputs[0]
     assert losses(outputs[0])[-5:] == losses(said)[-5:]
     assert_same_weights(alone, tmp_path / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("differ", "override"),
+    [("checkpoints", ""), ("settings", "trainer.train_steps=7")],
+)
+def test_processes_that_differ_are_refused(run, tmp_path, differ, override):
+    """One that does not see the others' model_dir would train from its own first weights."""
+    settings = "task.train_data.global_batch_size=6,runtime.enable_xla=false"
+    run("run", f"{settings},trainer.train_steps=2")
+    cluster = {"worker": [f"localhost:{port}" for port in free_ports(2)]}
+    workers = []
+    for i, (directory, more) in enumerate([("run", ""), ("elsewhere" if differ == "checkpoints" else "run", override)]):
+        config = json.dumps({"cluster": cluster, "task": {"type": "worker", "index": i}})
+        more = f"runtime.distribution_strategy=multi_worker_mirrored,{settings},{more}".rstrip(",")
+        workers.append(start(tmp_path / "corpus", tmp_path / directory, more, TF_CONFIG=config))
+    outputs = [worker.communicate(timeout=300)[0] for worker in workers]
+    assert [worker.returncode for worker in workers] == [2, 2], outputs
+    for output in outputs:
+        assert f"error: the processes of this run differ in their {differ}: all need the same command" in output
+
+
+@pytest.mark.parametrize(
+    ("error", "becomes"),
+    [
+        (tf.errors.UnavailableError(None, None, "no answer\nmore"), distribution.WorkerLost),
+        (tf.errors.UnknownError(None, None, "in f\nRuntimeError: lost\n"), distribution.WorkerLost),
+        (tf.errors.DataLossError(None, None, "corrupted"), tf.errors.DataLossError),
+        (tf.errors.ResourceExhaustedError(None, None, "memory"), tf.errors.ResourceExhaustedError),
+    ],
+)
+def test_what_others_are_to_blame_for(error, becomes):
+    with pytest.raises(becomes, match="^(no answer|lost|corrupted|memory)$"), distribution.with_others(True):
+        raise error
+    with pytest.raises(type(error)), distribution.with_others(False):
+        raise error
 
 
 @pytest.mark.parametrize(

@@ -118,6 +118,7 @@ INPUTS = {
     "run/params.yaml": read_model_dir,
     "run/experiment.json": read_model_dir,
     "run/vocab.txt": read_model_dir,
+    "run/history.jsonl": lambda path: model_dir.read_history(str(path.parent)),
 }
 
 
@@ -151,6 +152,7 @@ def inputs(tmp_path_factory):
         params_override=tiny_override() + ",trainer.train_steps=5,task.train_data.seq_length=16",
     )
     model_dir.write(f"{base}/run", run)
+    model_dir.write_history(f"{base}/run", [dict(step=step, seconds=1.5 * step, loss=3.0) for step in range(9)])
     for name, read in INPUTS.items():
         read(base / name)
     return base

@@ -1,11 +1,14 @@
 """The pretraining loader: masking statistics, packing, and an order that is a pure function of (seed, step)."""
 
 import itertools
+import json
+import pathlib
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from shatter_tf.command_line import UserError
 from shatter_tf.data.pretraining import PretrainDataConfig, PretrainDataLoader, cut_into_rows, mask_row
 
 MASK, SPECIAL = 5, {0, 2, 3, 4, 5}
@@ -141,6 +144,25 @@ def test_any_number_of_machines_sees_the_same_global_batch(write_corpus, random_
     for step, batch in enumerate(whole):
         together = np.concatenate([part[step]["input_word_ids"] for part in parts])
         np.testing.assert_array_equal(together, batch["input_word_ids"])
+
+
+def test_a_corpus_that_is_not_what_it_was_is_refused(write_corpus, random_documents):
+    path = pathlib.Path(write_corpus(random_documents(shards=2, per_shard=9)))
+    shard, about = next(path.glob("train-*")), path / "corpus.json"
+    whole, said = shard.read_bytes(), about.read_text()
+    shard.write_bytes(whole[:-20])
+    with pytest.raises(UserError, match=rf"{shard.name}: [\d,]+ bytes, and \S+corpus.json says [\d,]+; copy it again"):
+        make_loader(str(path))
+    shard.write_bytes(whole)
+    for key, value in dict(train=[], seq_length="16", unigram_entropy=-1, lower_case=0, unknown_tokens=1.5).items():
+        about.write_text(json.dumps({**json.loads(said), key: value}))
+        with pytest.raises(UserError, match="not a corpus description"):
+            make_loader(str(path))
+    corpus = json.loads(said)
+    for entry in corpus["train"]:
+        del entry["bytes"]  # prepared before sizes were recorded
+    about.write_text(json.dumps(corpus))
+    make_loader(str(path))
 
 
 def test_documents_are_packed_and_numbered(write_corpus):

@@ -65,7 +65,10 @@ def test_files_then_flags(pretrain, tmp_path, write_corpus, random_documents):
         ("tsk.train_data.seq_length=8", r"no setting tsk \(did you mean task"),
         ("trainer=5", "trainer holds settings of its own"),
         ("trainer.optimizer_config.ema.decoy=5", r"no setting trainer.optimizer_config.ema.decoy \(there are "),
-        ("trainer.train_stops=5,runtime.enable_xla=7", r"no setting trainer.train_stops .*; .*enable_xla=7 is not true"),
+        (
+            "trainer.train_stops=5,runtime.enable_xla=7",
+            r"no setting trainer.train_stops .*; .*enable_xla=7 is not true",
+        ),
         ("trainer.train_steps.more=5", "trainer.train_steps has no settings of its own"),
         ("trainer.optimizer_config.warmup.type=linar", "warmup.type='linar': there are linear, polynomial"),
         ("trainer.train_steps=5.5", "trainer.train_steps=5.5 is not a whole number"),

@@ -107,6 +107,18 @@ def test_many_steps_in_a_row_that_are_not_finite_end_the_run_and_leave_the_batch
         np.testing.assert_array_equal(saved[name], array)
 
 
+def test_data_that_cannot_be_read_is_said(pretrain, tmp_path):
+    """Its size is right, so that nobody could know beforehand."""
+    run = pretrain(STEPS)
+    session = start(run, tmp_path / "run")
+    for shard in pathlib.Path(run.params.task.train_data.input_path).glob("train-*"):
+        shard.write_bytes(shard.read_bytes()[:-1] + b"\xff")
+    with pytest.raises(
+        UserError, match="the data cannot be read after step .*corrupted record .*; mend it, and the same"
+    ):
+        session.train(evaluate=False)
+
+
 def test_weights_that_are_not_finite_are_not_saved(pretrain, tmp_path):
     session = start(pretrain(STEPS), tmp_path / "run")
     session.trainer.model.trainable_variables[0].assign(session.trainer.model.trainable_variables[0] * np.inf)
@@ -267,12 +279,43 @@ def test_a_signal_saves_a_checkpoint_and_asks_to_be_tried_again(tmp_path, write_
         read_until(process, "step 20/")
         process.send_signal(number)
         stopped_at = int(read_until(process, "stopped at step ").split()[3].rstrip(","))
-        assert process.wait(timeout=300) == 75
+        assert process.wait(timeout=30) == 75
     assert checkpoints.checkpoint_step(checkpoints.latest_checkpoint(directory)) == stopped_at
 
     with launch(data, directory) as process:
         assert f"from step {stopped_at}" in read_until(process, "shatter/pretrain in ")
         process.kill()
+
+
+@pytest.mark.slow
+def test_a_signal_before_there_is_anything_to_save_is_heeded_at_once(tmp_path, write_corpus, random_documents):
+    """While libraries are imported, and while the first step is compiled."""
+    data, directory = write_corpus(random_documents(shards=1, per_shard=40)), tmp_path / "run"
+    for begun in (lambda process: heeds_sigterm(process.pid), lambda process: (directory / "experiment.json").exists()):
+        with launch(data, directory, "trainer.train_steps=4000") as process:
+            while not begun(process):
+                time.sleep(0.01)
+            process.send_signal(signal.SIGTERM)
+            said = process.communicate(timeout=30)[0]
+        assert process.returncode == 75, said
+        assert "stopped, as asked, with nothing unsaved" in said
+
+
+def heeds_sigterm(pid):
+    caught = re.search(r"SigCgt:\s*(\w+)", pathlib.Path(f"/proc/{pid}/status").read_text())[1]
+    return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
+
+
+@pytest.mark.slow
+def test_nobody_reads_what_training_says(tmp_path, write_corpus, random_documents):
+    """Ctrl-C ends `tee`, too: the checkpoint is written all the same."""
+    data, directory = write_corpus(random_documents(shards=1, per_shard=40)), str(tmp_path / "run")
+    with launch(data, directory) as process:
+        read_until(process, "step 20/")
+        process.stdout.close()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=30) == 75
+    assert checkpoints.checkpoint_step(checkpoints.latest_checkpoint(directory)) >= 20
 
 
 @pytest.mark.slow

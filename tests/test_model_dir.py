@@ -1,0 +1,68 @@
+"""What a run leaves behind, whole, half written or damaged."""
+
+import json
+
+import pytest
+
+from shatter_tf import model_dir
+from shatter_tf.command_line import UserError
+
+
+@pytest.mark.parametrize(
+    "left",
+    [
+        [],
+        ["vocab.txt.incomplete"],
+        ["vocab.txt"],
+        ["vocab.txt", "params.yaml.incomplete"],
+        ["vocab.txt", "params.yaml", "experiment.json.incomplete"],
+    ],
+)
+def test_a_directory_whose_first_writing_was_cut_short_can_be_begun_again(pretrain, tmp_path, left):
+    run = pretrain()
+    model_dir.write(str(tmp_path / "whole"), run)
+    (tmp_path / "run").mkdir()
+    for name in left:
+        content = (tmp_path / "whole" / name.removesuffix(".incomplete")).read_text()
+        (tmp_path / "run" / name).write_text(content[:20] if name.endswith(".incomplete") else content)
+    model_dir.check(str(tmp_path / "run"), run)
+    model_dir.write(str(tmp_path / "run"), run)
+    assert model_dir.read(str(tmp_path / "run")).vocabulary == run.vocabulary
+
+
+@pytest.mark.parametrize("files", [{"vocab.txt": "[PAD]\nmine\n"}, {"params.yaml": "mine: 1"}, {"letter.txt": "dear"}])
+def test_what_is_not_ours_is_not_written_over(pretrain, tmp_path, files):
+    run = pretrain()
+    (tmp_path / "run").mkdir()
+    for name, content in files.items():
+        (tmp_path / "run" / name).write_text(content)
+    with pytest.raises(UserError, match="not empty|vocab.txt"):
+        model_dir.check(str(tmp_path / "run"), run)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("experiment.json", "[]", "damaged, or made by another version"),
+        ("experiment.json", '{"experiment": "shatter/pretrain", "lower_case": true}', "vocabulary_sha256"),
+        ("params.yaml", "", "params.yaml holds no settings"),
+        ("params.yaml", "trainer: 5", "params.yaml holds no settings"),
+        ("params.yaml", "nothing", "params.yaml holds no settings"),
+    ],
+)
+def test_a_damaged_run_is_refused(pretrain, tmp_path, file, content, message):
+    model_dir.write(str(tmp_path), pretrain())
+    (tmp_path / file).write_text(content)
+    with pytest.raises(UserError, match=message):
+        model_dir.read(str(tmp_path))
+
+
+@pytest.mark.parametrize("line", ['{"step": 5, "sec', '{"step": 5}', "[1]", '{"step": "5", "seconds": 1}'])
+def test_a_damaged_history_is_refused(tmp_path, line):
+    entry = {"step": 4, "seconds": 1.5, "loss": 2.0}
+    path = tmp_path / "history.jsonl"
+    path.write_text(json.dumps(entry) + "\n")
+    assert model_dir.read_history(str(tmp_path)) == [entry]
+    path.write_text(json.dumps(entry) + "\n" + line)
+    with pytest.raises(UserError, match="history.jsonl: damaged .*; mend or remove it"):
+        model_dir.read_history(str(tmp_path))

@@ -1,0 +1,57 @@
+"""A signal ends the process at once, or leaves it the time that it needs, and no more."""
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+WAIT = """
+import os, signal, sys, time
+from shatter_tf.preemption import StopRequest
+stop = StopRequest()
+stop.patience = 0.3
+stop.listen()
+{before}
+os.kill(os.getpid(), signal.{number})
+{after}
+time.sleep(60)
+"""
+STUCK = "stopped, as asked, in steps that did not end; the same command goes on from the last checkpoint\n"
+SAVED = "stopped, as asked, with nothing unsaved; the same command goes on from there\n"
+
+
+@pytest.mark.parametrize("number", ["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        ("", "", SAVED),
+        ("stop.unsaved.acquire()", "time.sleep(0.1); stop.unsaved.release()", SAVED),
+        ("stop.unsaved.acquire()", "", STUCK),
+        (  # a checkpoint that takes longer than a step may
+            "stop.unsaved.acquire()",
+            "stop.saving.acquire(); time.sleep(1); stop.unsaved.release(); stop.saving.release()",
+            SAVED,
+        ),
+    ],
+)
+def test_a_signal_ends_it(number, before, after, said):
+    program = WAIT.format(before=before, after=after, number=number)
+    process = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, timeout=30)
+    assert (process.returncode, process.stdout.decode()) == (75, said)
+
+
+def test_a_second_signal_ends_it_whatever_it_does():
+    program = WAIT.format(before="stop.unsaved.acquire(); stop.patience = 60", after="print('on')", number="SIGTERM")
+    with subprocess.Popen([sys.executable, "-u", "-c", program], stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"on\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=30) == -signal.SIGTERM
+
+
+def test_nobody_reads_what_it_says():
+    program = "from shatter_tf.command_line import say\nfor i in range(99): say('x' * 9999)\nraise SystemExit(7)"
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    process.stdout = None
+    assert (process.communicate(timeout=30)[1], process.returncode) == (b"", 7)
