@@ -497,7 +497,8 @@ def _problems(params: cfg.ExperimentConfig, vocabulary_size: int) -> list[str]:
                     f"trainer.optimizer_config.{kind}.{getattr(optimizer, kind).type}.{name}={value} is too few"
                 )
     try:
-        optimization.OptimizerFactory(optimizer).build_learning_rate()
+        with tf.Graph().as_default():  # an eager tensor would start the devices, before strategies may choose them
+            optimization.OptimizerFactory(optimizer).build_learning_rate()
     except (ValueError, TypeError) as error:
         found.append(
             f"trainer.optimizer_config.learning_rate.type={optimizer.learning_rate.type}: no schedule comes of its "

@@ -147,13 +147,19 @@ class Session:
         self._others = isinstance(strategy, remote) or self.params.task.train_data.enable_tf_data_service
         self._check_batches(strategy.num_replicas_in_sync)
         self.checkpoint = latest_checkpoint(model_dir)
+        start_step = checkpoint_step(self.checkpoint) if self.checkpoint else 0
+        with with_others(self._others):
+            check_alike(
+                strategy,
+                dict(checkpoints=str(start_step), settings=repr(self.params), vocabularies=" ".join(run.vocabulary)),
+            )
         set_precision(runtime)
         with tf.device("CPU"):
             self.input_seconds = tf.Variable(0.0, dtype=tf.float64, trainable=False)
         tf_keras.utils.set_random_seed(self.params.task.train_data.seed)  # initial weights, dropout
         with with_others(self._others), strategy.scope():
             task = task_factory.get_task(self.params.task, logging_dir=model_dir)
-            task.start_step = checkpoint_step(self.checkpoint) if self.checkpoint else 0
+            task.start_step = start_step
             task.accumulation_steps = trainer.accumulation_steps
             self.trainer = Trainer(
                 self.params,
@@ -171,14 +177,6 @@ class Session:
             # Otherwise the first step makes these, and is traced twice for it; a checkpoint may lack them unnoticed.
             self.trainer.optimizer.inner_optimizer._create_all_weights(self.trainer.model.trainable_variables)
             self._restore()
-            check_alike(
-                strategy,
-                {
-                    "checkpoints": f"step {self.step}",
-                    "settings": repr(self.params.as_dict()),
-                    "vocabularies": " ".join(run.vocabulary),
-                },
-            )
         # Every process has to take part in saving, but only the chief's files are kept.
         self.chief = is_chief()
         self._scratch = None if self.chief else tempfile.TemporaryDirectory()
