@@ -32,7 +32,7 @@ def run(command: Callable[[list[str]], None]) -> None:
     try:
         command(sys.argv[1:])
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {first_line(error)}", file=sys.stderr)  # gin, inside of Model Garden, adds lines of its own
         sys.exit(2)
     except BrokenPipeError:
         # The reader of our output (`head`, say) has left; that is not an error.

@@ -464,6 +464,10 @@ def _problems(params: cfg.ExperimentConfig, vocabulary_size: int) -> list[str]:
         found.append(
             f"{prefix}.vocab_size={encoder.vocab_size} is less than the vocabulary's {vocabulary_size} wordpieces"
         )
+    for name in ("vocab_file", "lower_case"):
+        own, others = (getattr(data, name, None) for data in (task.validation_data, task.train_data))
+        if own != others:
+            found.append(f"task.validation_data.{name}={own} is not that of training, {others}; leave it out")
     for name in ("train_data", "validation_data"):
         data = getattr(task, name)
         if data.global_batch_size < 1:

@@ -128,6 +128,11 @@ def test_the_best_loss_is_the_lowest(pretrain, override, comparison):
         ("task.metric_type=f1", "task.metric_type=f1 is of two labels, but the data has 3"),
         ("task.model.num_classes=2", "num_classes=2, but the data has 3 labels"),
         ("task.train_data.enable_tf_data_service=true", "train_data.enable_tf_data_service is for pretraining"),
+        ("task.validation_data.vocab_file=''", "task.validation_data.vocab_file= is not that of training, "),
+        (
+            "task.validation_data.lower_case=false",
+            "task.validation_data.lower_case=False is not that of training, True",
+        ),
     ],
 )
 def test_classification_refuses(classify, override, message):

@@ -264,7 +264,7 @@ def test_steps_lower_to_static_shapes_on_the_device_alone(request, experiment, m
     task = task_factory.get_task(params.task)
     model, metrics = task.build_model(), task.build_metrics()
     optimizer = task.create_optimizer(params.trainer.optimizer_config)
-    batch = next(iter(task.build_inputs(params.task.train_data)))
+    batch = next(iter(task.build_inputs(params.task.train_data if mode == "train" else params.task.validation_data)))
     assert not any(tensor.dtype == tf.string for tensor in batch.values())
     arguments = dict(optimizer=optimizer) if mode == "train" else {}
     step = task.train_step if mode == "train" else task.validation_step
