@@ -23,6 +23,7 @@ from shatter_tf.data.labelled import LabelledDataConfig
 from shatter_tf.data.pretraining import PretrainDataConfig
 from shatter_tf.data.question_answering import QuestionAnsweringDataConfig, answer_scores, best_spans
 from shatter_tf.data.tagging import NO_TAG, TaggingDataConfig, is_iob
+from shatter_tf.distribution import is_chief
 from shatter_tf.encoder import ShatterEncoder
 
 # Nothing of ours, or of Model Garden's that we use, branches on a tensor in Python. Rewriting it all to find that out
@@ -366,7 +367,8 @@ class ClassifyTask(_Task, sentence_prediction.SentencePredictionTask):
 
     def initialize(self, model):
         if self.task_config.init_checkpoint and not self.task_config.restore_weights:
-            say("starting from random weights, as task.restore_weights=false asks")
+            if is_chief():
+                say("starting from random weights, as task.restore_weights=false asks")
         else:
             super().initialize(model)
 

@@ -207,6 +207,29 @@ def test_what_others_are_to_blame_for(error, becomes):
 
 
 @pytest.mark.parametrize(
+    ("error", "becomes", "message"),
+    [
+        (
+            tf.errors.UnknownError(None, None, "Could not start gRPC server"),
+            UserError,
+            "localhost:1 in TF_CONFIG: Could",
+        ),
+        (ValueError("no such all-reduce"), UserError, "multi_worker_mirrored, localhost:1 .*no such all-reduce"),
+        (tf.errors.DeadlineExceededError(None, None, "no worker came"), distribution.WorkerLost, "no worker came"),
+    ],
+)
+def test_machines_that_do_not_come_together(monkeypatch, error, becomes, message):
+    def fail(*args, **kwargs):
+        raise error
+
+    config = {"cluster": {"worker": ["localhost:1"]}, "task": {"type": "worker", "index": 0}}
+    monkeypatch.setenv("TF_CONFIG", json.dumps(config))
+    monkeypatch.setattr(distribution.distribute_utils, "get_distribution_strategy", fail)
+    with pytest.raises(becomes, match=message):
+        distribution.build_strategy(cfg.RuntimeConfig(distribution_strategy="multi_worker_mirrored"))
+
+
+@pytest.mark.parametrize(
     ("choices", "tf_config", "message"),
     [
         (dict(distribution_strategy="mirrord"), None, "use one_device, .*did you mean mirrored"),
