@@ -3,10 +3,12 @@
 import io
 import sys
 from collections.abc import Sequence
+from typing import Optional
 
 import matplotlib
 import numpy as np
 from matplotlib import font_manager
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -90,7 +92,11 @@ def draw_partition(r: np.ndarray, f: np.ndarray) -> Figure:
       f: the partition there, [P, R].
     """
     figure = Figure(figsize=(9, 4.2))
-    axes = figure.subplots()
+    _plot_partition(figure.subplots(), r, f)
+    return figure
+
+
+def _plot_partition(axes: Axes, r: np.ndarray, f: np.ndarray) -> None:
     whole = np.isclose(r, np.round(r)) & (np.abs(r) < 10.5)
     for p, (color, name) in enumerate(zip(part_colors(len(f)), part_names(r, f), strict=True)):
         axes.plot(r, np.where(f[p] > 0, f[p], np.nan), color=color, linewidth=2, label=name)
@@ -112,12 +118,15 @@ def draw_partition(r: np.ndarray, f: np.ndarray) -> Figure:
     axes.set_title(f"Every relative position is shared among {len(f)} parts, finely near 0 and coarsely far away")
     axes.grid(alpha=0.25)
     _bare(axes)
-    figure.legend(title="part p", loc="center left", bbox_to_anchor=(0.92, 0.5), frameon=False)
-    return figure
+    axes.legend(title="part p", loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False)
 
 
 def draw_attention(
-    tokens: Sequence[str], maps: dict[str, np.ndarray], totals: dict[str, np.ndarray], names: Sequence[str]
+    tokens: Sequence[str],
+    maps: dict[str, np.ndarray],
+    totals: dict[str, np.ndarray],
+    names: Sequence[str],
+    partition: Optional[tuple[np.ndarray, np.ndarray]] = None,
 ) -> Figure:
     """Returns, for every layer, its attention map, and beside it the attention that each part has of each row.
 
@@ -126,6 +135,7 @@ def draw_attention(
       maps: a_ij by the layers' names, each [L, L].
       totals: sum_j f_p(j - i) a_ij by the same, each [L, P].
       names: of the parts.
+      partition: r and f of `draw_partition`, to be drawn above the maps.
     """
     with style(tokens):
         columns = 2 if len(maps) in (2, 4) else min(4, len(maps))
@@ -134,17 +144,22 @@ def draw_attention(
         side = min(max(0.19 * len(tokens), 3.0), 12.0)
         name, bars, gap, legend = 0.085 * max(map(len, tokens)) + 0.25, 0.5 * side, 0.15, 2.2
         width, height = name + side + gap + bars + 0.4, 0.5 + side + name
-        size = columns * width + legend, rows * height + 0.3
+        above = 0.0 if partition is None else 5.0
+        size = columns * width + legend, above + rows * height + 0.3
         figure = Figure(figsize=size)
 
         def place(x, y, w, h):
             """Adds axes whose upper left corner is x inches from the left and y from the top."""
             return figure.add_axes((x / size[0], 1 - (y + h) / size[1], w / size[0], h / size[1]))
 
+        if partition is not None:
+            # So wide that its ticks have room, where there is one small map; what reaches beyond an edge is kept.
+            axes = place(0.6, 0.4, min(max(size[0] - 0.6 - legend, 7.5), 12.0), above - 1.4)
+            _plot_partition(axes, *partition)
         colors, edges = part_colors(len(names)), np.arange(len(tokens) + 1) - 0.5
         highest, longest = max(a.max() for a in maps.values()), max(t.sum(axis=1).max() for t in totals.values())
         for i, layer in enumerate(maps):
-            x, y = i % columns * width + name, i // columns * height + 0.8
+            x, y = i % columns * width + name, above + i // columns * height + 0.8
             left, right = place(x, y, side, side), place(x + side + gap, y, bars, side)
             image = left.imshow(maps[layer], cmap="Greys", vmin=0, vmax=highest, interpolation="nearest")
             _name_ticks(left.xaxis, tokens, rotation=90, fontsize=9)
@@ -160,12 +175,11 @@ def draw_attention(
             right.xaxis.set_major_locator(MaxNLocator(4, integer=bool(longest > 4)))
             right.set_title("sum of the row, by part", fontsize=10)
             _bare(right)
-        figure.text(
-            0, 1, "Which tokens (columns) each token (row) reads, and at which distances", fontsize=13, va="top"
-        )
+        title = "Which tokens (columns) each token (row) reads, and at which distances"
+        figure.text(0, 1 - above / size[1], title, fontsize=13, va="top")
         x = columns * width + 0.1
-        figure.colorbar(image, cax=place(x, 0.8, 0.15, min(side, 2.0)), label="attention")
-        corner = x / size[0], 1 - (1.1 + min(side, 2.0)) / size[1]
+        figure.colorbar(image, cax=place(x, above + 0.8, 0.15, min(side, 2.0)), label="attention")
+        corner = x / size[0], 1 - (above + 1.1 + min(side, 2.0)) / size[1]
         figure.legend(stacks, names, title="part", loc="upper left", bbox_to_anchor=corner, borderpad=0, frameon=False)
         return figure
 

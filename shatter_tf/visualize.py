@@ -1,9 +1,9 @@
 """Draws what a run has learnt, and how: its parts, its attention, its curves and its mistakes.
 
-  python -m shatter_tf.visualize --model_dir=runs/topics --output_dir=pictures
-  python -m shatter_tf.visualize --model_dir=runs/topics --output_dir=pictures --text='A star is a ball of plasma.'
+  python -m shatter_tf.visualize --model=runs/topics 'A star is a ball of plasma.' --output=star.png
+  python -m shatter_tf.visualize --model=runs/topics --output_dir=pictures
 
-OUTPUT_DIR gets
+--output=FILE.png is one figure: the partition, and below it the attention. --output_dir=DIR gets
 
   partition.png   how relative positions are shared among the parts (of Shatter encoders)
   attention.png   what each token of a text reads in every layer, and from which parts (of Shatter encoders)
@@ -29,11 +29,21 @@ class LeftOut(Exception):
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser = new_parser("visualize", __doc__)
-    parser.add_argument("--model_dir", required=True, metavar="DIR", help="a run of shatter_tf.train")
-    parser.add_argument("--output_dir", required=True, metavar="DIR", help="gets the pictures; older ones give way")
     parser.add_argument(
-        "--text", help="whose attention is shown; of pairs, two with a tab between [the first validation text's start]"
+        "--model", "--model_dir", dest="model_dir", required=True, metavar="DIR", help="a run of shatter_tf.train"
     )
+    output = parser.add_mutually_exclusive_group(required=True)
+    output.add_argument("--output", metavar="FILE.png", help="gets the partition and the attention")
+    output.add_argument("--output_dir", metavar="DIR", help="gets all pictures; older ones give way")
+    text = parser.add_mutually_exclusive_group()
+    text.add_argument(
+        "text",
+        nargs="?",
+        default=argparse.SUPPRESS,  # or it would undo --text
+        metavar="TEXT",
+        help="whose attention is shown; of pairs, two with a tab between [the first validation text's start]",
+    )
+    text.add_argument("--text", metavar="TEXT", help="the same; it may begin with a dash")
     parser.add_argument("--layer", type=int, metavar="N", help="show the attention of this layer alone, from 1 on")
     return parser.parse_args(argv)
 
@@ -42,8 +52,17 @@ def main(argv: list[str]) -> None:
     args = parse_arguments(argv)
     from shatter_tf import model_dir, pictures
 
+    if args.output and not args.output.endswith(".png"):
+        raise UserError(f"--output={args.output}: pictures are PNG; give a name that ends in .png")
     quieten_logging()
-    shown = Shown(model_dir.read(args.model_dir), args.model_dir, args.text, args.layer)
+    shown = Shown(model_dir.read(args.model_dir, "--model"), args.model_dir, args.text, args.layer)
+    if args.output:
+        try:
+            picture = pictures.to_png(shown.partition_and_attention())
+        except LeftOut as reason:
+            raise UserError(f"--output={args.output}: {reason}") from reason
+        _write("--output", args.output, picture)
+        return
     for draw in (shown.partition, shown.attention, shown.curves, shown.confusion):
         name = f"{draw.__name__}.png"
         try:
@@ -51,22 +70,21 @@ def main(argv: list[str]) -> None:
         except LeftOut as reason:
             print(f"left out {name}: {reason}", flush=True)
             continue
-        print(f"wrote {_write(args.output_dir, name, picture)}", flush=True)
+        _write("--output_dir", os.path.join(args.output_dir, name), picture)
 
 
-def _write(output_dir: str, name: str, picture: bytes) -> str:
-    """Writes a picture and returns its path; raises UserError."""
+def _write(flag: str, path: str, picture: bytes) -> None:
+    """Writes a picture where `flag` wants it, and says so; raises UserError."""
     import tensorflow as tf
 
     from shatter_tf.files import write_whole
 
-    path = os.path.join(output_dir, name)
     try:
-        tf.io.gfile.makedirs(output_dir)
+        tf.io.gfile.makedirs(os.path.dirname(path) or ".")
         write_whole(path, picture)
     except tf.errors.OpError as error:
-        raise UserError(f"--output_dir={output_dir}: cannot be written ({error.message})") from error
-    return path
+        raise UserError(f"{flag}: {path} cannot be written ({error.message})") from error
+    print(f"wrote {path}", flush=True)
 
 
 class Shown:
@@ -171,6 +189,17 @@ class Shown:
 
     def attention(self):
         from shatter_tf import pictures
+
+        return pictures.draw_attention(**self._attention())
+
+    def partition_and_attention(self):
+        from shatter_tf import pictures
+
+        return pictures.draw_attention(**self._attention(), partition=self.parts)
+
+    def _attention(self) -> dict:
+        """Returns the arguments of `draw_attention`."""
+        from shatter_tf import pictures
         from shatter_tf.attention import part_totals
         from shatter_tf.encoder import ShatterEncoder
         from shatter_tf.partition import position_partition
@@ -185,11 +214,11 @@ class Shown:
         ids = inputs["input_word_ids"][0].numpy()
         partition = position_partition(self.config, len(ids))
         maps = {f"layer {i + 1}": scores[i][:, 0] for i in self.layers}
-        return pictures.draw_attention(
-            [self.run.vocabulary[i] for i in ids],
-            {layer: a[0].numpy() for layer, a in maps.items()},
-            {layer: part_totals(a, partition)[0].numpy() for layer, a in maps.items()},
-            names,
+        return dict(
+            tokens=[self.run.vocabulary[i] for i in ids],
+            maps={layer: a[0].numpy() for layer, a in maps.items()},
+            totals={layer: part_totals(a, partition)[0].numpy() for layer, a in maps.items()},
+            names=names,
         )
 
     def curves(self):

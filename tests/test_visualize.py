@@ -71,7 +71,7 @@ def test_partition_shows_every_part(pretrain, tmp_path, family):
     lines = [line for line in axes.lines if line.get_linestyle() == "-"]
     assert len({to_hex(line.get_color()) for line in lines}) == 4
     np.testing.assert_allclose(np.nansum([line.get_ydata() for line in lines], axis=0), 1.0, atol=1e-6)
-    legend = [text.get_text() for text in axes.figure.legends[0].get_texts()]
+    legend = [text.get_text() for text in axes.get_legend().get_texts()]
     assert (legend[0], legend[-1]) == ("0, far left", "3, far right")
 
 
@@ -173,6 +173,42 @@ def test_a_trained_classifier(classify, tmp_path, draw, figures):
     assert re.search(r"left out confusion.png: the validation data cannot be read \(.*dev.tsv: no such file\)", out)
 
 
+TEXT = "the dog sat on the mat"
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--model={run}", TEXT, "--output={file}"],  # as docs/design.md promises
+        [TEXT, "--output={file}", "--model={run}"],
+        ["--output", "{file}", "--model_dir", "{run}", "--layer", "1", TEXT],
+        ["--model_dir={run}", f"--text={TEXT}", "--output={file}"],
+    ],
+)
+def test_one_file_has_the_partition_above_the_attention(exported, tmp_path, figures, capsys, flags):
+    file = tmp_path / "new/one.png"
+    visualize.main([flag.format(run=exported["classify"], file=file) for flag in flags])
+    assert capsys.readouterr().out == f"wrote {file}\n"
+    assert file.read_bytes().startswith(b"\x89PNG")
+    assert [path.name for path in file.parent.iterdir()] == ["one.png"]
+    (figure,) = figures
+    partition, attention, bars, _ = figure.axes
+    assert partition.get_title().startswith("Every relative position is shared among 3 parts")
+    assert partition.get_position().y0 > attention.get_position().y1
+    assert ticks(attention.yaxis) == ["[CLS]", *TEXT.split(), "[SEP]"]
+    assert bars.get_title() == "sum of the row, by part"
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [[], ["--output=a.png", "--output_dir=b"], ["--output=a.png", "the cat", "--text=the cat"], ["--outpu=a.png"]],
+)
+def test_usage(flags, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        visualize.main(["--model=run", *flags])
+    assert "usage" in capsys.readouterr().err
+
+
 def test_a_run_without_a_checkpoint(pretrain, tmp_path, draw, figures):
     history = [dict(step=step, seconds=1.0, loss=9.0 - step, masked_lm_accuracy=0.1 * step) for step in (1, 2)]
     directory = write_untrained(pretrain(FAST), tmp_path / "model", history)
@@ -190,6 +226,8 @@ def test_a_run_without_a_checkpoint(pretrain, tmp_path, draw, figures):
     assert "left out curves.png: neither history.jsonl nor TensorBoard's files" in out
     (directory / "ckpt-2.index").write_text("damaged")
     assert "left out attention.png: " + str(directory) + ": all of its checkpoints are damaged" in draw(directory)[0]
+    with pytest.raises(UserError, match="--output=a.png: .*all of its checkpoints are damaged"):
+        visualize.main([f"--model={directory}", "--output=a.png"])
 
 
 def test_bert_has_curves_alone(pretrain, tmp_path, draw):
@@ -234,14 +272,17 @@ def test_steps_done_twice_count_once(tmp_path):
         (2, ["--text=the cat"], "the model takes two texts with a tab between"),
         (2, ["--text=the cat\t"], "the model takes two texts with a tab between"),
         (1, ["--text=" + "the " * 31], r"--text: 33 tokens, \[CLS\] and \[SEP\] among them, .* at most 32; shorten it"),
-        (1, ["--model_dir={base}"], "--model_dir={base}: not a training directory"),
-        (1, ["--output_dir={base}/vocab.txt"], "--output_dir={base}/vocab.txt: cannot be written"),
+        (1, ["--model={base}"], "--model={base}: not a training directory"),
+        (1, ["--output_dir={base}/vocab.txt"], "--output_dir: {base}/vocab.txt/partition.png cannot be written"),
+        (1, ["--output={base}/one.pdf"], "--output={base}/one.pdf: pictures are PNG; give a name that ends in .png"),
     ],
 )
 def test_refusals(classify, tmp_path, columns, flags, message):
     directory = write_untrained(classify(columns=columns, more=FAST), tmp_path / "model")
     flags = [flag.format(base=tmp_path) for flag in flags]
+    if not flags[0].startswith("--output="):
+        flags = [f"--output_dir={tmp_path}/pictures", *flags]
     with pytest.raises(UserError, match=message.format(base=tmp_path)):
-        visualize.main([f"--model_dir={directory}", f"--output_dir={tmp_path}/pictures", *flags])
+        visualize.main([f"--model={directory}", *flags])
     assert not (tmp_path / "pictures").exists()
     assert json.loads((directory / "experiment.json").read_text())["experiment"] == "shatter/classify"
