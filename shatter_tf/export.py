@@ -16,6 +16,7 @@ strings [B] unless said otherwise:
 
 import argparse
 import os
+import uuid
 
 from shatter_tf.command_line import UserError, first_line, new_parser, quieten_logging, run
 
@@ -55,8 +56,9 @@ def main(argv: list[str]) -> None:
     export_dir = args.export_dir.rstrip("/")
     version = saved_model.next_version(export_dir)
     target = os.path.join(export_dir, str(version))
-    temporary = os.path.join(export_dir, f"incomplete-{version}")  # TF Serving looks at names that are numbers
+    temporary = os.path.join(export_dir, f"{saved_model.INCOMPLETE}{uuid.uuid4().hex}")
     try:
+        saved_model.remove_leftovers(export_dir)
         tf.saved_model.save(servable.trackable(), temporary, signatures=servable.functions)
         difference = saved_model.difference(servable, temporary)
         if not difference <= _TOLERANCE:
@@ -69,7 +71,9 @@ def main(argv: list[str]) -> None:
         if args.litert:
             _write_litert(trained, temporary, int8_weights=args.litert == "int8")
         saved_model.write_warmup_requests(servable, temporary, os.path.basename(export_dir))
-        saved_model.write_card(finished, args.model_dir, checkpoint, servable, temporary, os.path.basename(export_dir))
+        saved_model.write_card(finished, args.model_dir, checkpoint, servable, temporary, target)
+        if tf.io.gfile.exists(target):
+            raise UserError(f"{target}: written by another export meanwhile; export again, for the next version")
         publish(temporary, target, last="saved_model.pb")
     except (tf.errors.OpError, OSError) as error:
         reason = first_line(error)

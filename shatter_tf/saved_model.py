@@ -1,6 +1,8 @@
 """What surrounds the graph of an export: its version, its proof, its warm-up requests and its README."""
 
 import os
+import time
+from collections.abc import Iterator
 
 import numpy as np
 import tensorflow as tf
@@ -13,6 +15,9 @@ from shatter_tf.serving import MINIMUM_TF_SERVING, Servable
 
 _WARMUP_BATCHES = (1, 8)
 CARD_FILE = "README.md"
+# Begins the names of directories that are being written; TF Serving looks at names that are numbers.
+INCOMPLETE = "incomplete-"
+_LEFT_AFTER_SECONDS = 3600
 
 
 def next_version(export_dir: str) -> int:
@@ -21,10 +26,23 @@ def next_version(export_dir: str) -> int:
     return 1 + max((int(name.rstrip("/")) for name in names if name.rstrip("/").isdigit()), default=0)
 
 
+def remove_leftovers(export_dir: str) -> None:
+    """Removes what exports that were killed left in `export_dir`: directories in which nothing is written any more."""
+    names = tf.io.gfile.listdir(export_dir) if tf.io.gfile.exists(export_dir) else []
+    for directory in (os.path.join(export_dir, name.rstrip("/")) for name in names if name.startswith(INCOMPLETE)):
+        written = max((stat.mtime_nsec / 1e9 for stat in _file_stats(directory)), default=time.time())
+        if time.time() - written > _LEFT_AFTER_SECONDS:
+            tf.io.gfile.rmtree(directory)
+
+
 def size(directory: str) -> int:
     """Returns the bytes of all files in a directory."""
-    paths = (os.path.join(d, name) for d, _, names in tf.io.gfile.walk(directory) for name in names)
-    return sum(tf.io.gfile.stat(path).length for path in paths)
+    return sum(stat.length for stat in _file_stats(directory))
+
+
+def _file_stats(directory: str) -> Iterator:
+    for folder, _, names in tf.io.gfile.walk(directory):
+        yield from (tf.io.gfile.stat(os.path.join(folder, name)) for name in names)
 
 
 def nodes(path: str) -> tuple[list[tf.compat.v1.NodeDef], set[str]]:
@@ -97,8 +115,16 @@ def write_warmup_requests(servable: Servable, path: str, model_name: str) -> Non
                     writer.write(prediction_log_pb2.PredictionLog(predict_log=log).SerializeToString())
 
 
-def write_card(finished: Run, model_dir: str, checkpoint: str, servable: Servable, path: str, model_name: str) -> None:
-    """Writes what a stranger must know of the export at `path`: its signatures, how good it is, how to serve it."""
+def write_card(finished: Run, model_dir: str, checkpoint: str, servable: Servable, path: str, target: str) -> None:
+    """Writes what a stranger must know of the export at `path`: its signatures, how good it is, how to serve it.
+
+    Args:
+      finished, model_dir, checkpoint: what was exported.
+      servable: what of it is served.
+      path: where the export lies now.
+      target: where it will, by the names of the model and the version.
+    """
+    model_name, version = target.split("/")[-2:]
     step = checkpoint_step(checkpoint)
     evaluations = [entry for entry in read_history(model_dir) if entry["step"] == step]
     metrics = {key: value for key, value in (evaluations or [{}])[-1].items() if key not in ("step", "seconds")}
@@ -136,7 +162,7 @@ def write_card(finished: Run, model_dir: str, checkpoint: str, servable: Servabl
         "",
         "In Python, with tensorflow and tensorflow_text imported:",
         "",
-        f'    tf.saved_model.load("{model_name}/{os.path.basename(path).split("-")[-1]}").signatures["embed"]'
+        f'    tf.saved_model.load("{model_name}/{version}").signatures["embed"]'
         '(text=tf.constant(["a text"]))["embedding"]',
         "",
     ]
