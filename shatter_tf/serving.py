@@ -162,7 +162,8 @@ class Tagger(Servable):
     """Takes `text`, words separated by white space, and gives for each of its words, padded to the text with most:
 
     `words`, string [B, words], `tags`, string, and `probabilities`, float32. Padding and words beyond `seq_length`
-    wordpieces have the tag "" and the probability 0. `token_ids` gives `tag_probabilities`, float32 [B, L, tags].
+    wordpieces have the tag "" and the probability 0. What is no UTF-8 is U+FFFD in the words, too. `token_ids` gives
+    `tag_probabilities`, float32 [B, L, tags].
 
     Args:
       tags: names in the order of the logits.
@@ -179,7 +180,7 @@ class Tagger(Servable):
 
     def tag(self, pad, text: tf.Tensor) -> dict[str, tf.Tensor]:
         """Returns words, tags and probabilities for strings [B]."""
-        words = tf.strings.split(text)
+        words = tf.strings.split(tf.strings.unicode_transcode(text, "UTF-8", "UTF-8", errors="replace"))
         encoded, first = self.tokenizer.encode_words(words, self.seq_length)
         probabilities = tf.gather(self.predict(pad(encoded))["tag_probabilities"], first.to_tensor(), batch_dims=1)
         words = words.to_tensor()

@@ -264,6 +264,24 @@ def test_texts_that_are_no_utf8_come_as_base64(signatures, rest):
     )
 
 
+def test_every_answer_is_utf8(rest):
+    def value(text):
+        return dict(b64=base64.b64encode(text).decode())
+
+    status, answer = rest("tag:predict", dict(instances=[value(b"caf\xe9 \xff\xfe sat \xe2\x82")]))
+    assert (status, answer["predictions"][0]["words"]) == (200, ["caf\ufffd", "\ufffd\ufffd", "sat", "\ufffd"])
+    row = dict(question=value(b"wh\xff sat"), context=value(b"\xff"))
+    status, answer = rest("question_answering:predict", dict(instances=[row]))
+    assert (status, answer["predictions"][0]["answer"]) == (200, "\ufffd")
+
+
+def test_the_server_writes_any_bytes():
+    value = np.array([["ä".encode(), b"\xff\x80"]], object)
+    assert json.dumps(wire_server._json(value), ensure_ascii=False).encode(errors="surrogateescape") == (
+        b'[["\xc3\xa4", "\xff\x80"]]'
+    )
+
+
 def test_what_is_wrong_is_said(stub, rest):
     for path, body, status, message in (
         ("nope:predict", dict(instances=["a"]), 404, "Servable not found for request: Latest(nope)"),

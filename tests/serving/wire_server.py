@@ -185,7 +185,9 @@ def _json(value: np.ndarray):
         # The shortest decimal that gives the same float32 back, where TF Serving takes six or nine digits.
         value = np.array([float(str(number)) for number in value.ravel()]).reshape(value.shape)
     if value.dtype == object:
-        value = np.array([string.decode() for string in value.ravel()], object).reshape(value.shape)
+        # Bytes that are no UTF-8 go out as they are.
+        texts = [string.decode(errors="surrogateescape") for string in value.ravel()]
+        value = np.array(texts, object).reshape(value.shape)
     return value.tolist()
 
 
@@ -222,7 +224,7 @@ class _RestHandler(http.server.BaseHTTPRequestHandler):
             status, body = 200, answer()
         except ServingError as error:
             status, body = _HTTP_STATUS[error.code], {"error": str(error)}
-        body = json.dumps(body, ensure_ascii=False).encode()
+        body = json.dumps(body, ensure_ascii=False).encode(errors="surrogateescape")
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
