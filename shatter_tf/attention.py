@@ -269,7 +269,7 @@ def attend_in_blocks(
     y = tf.map_fn(
         lambda block: attend_block(block, packs, x, value),
         blocks,
-        fn_output_signature=tf.TensorSpec([None, size, config.hidden_size], x.dtype),
+        fn_output_signature=tf.TensorSpec([x.shape[0], size, config.hidden_size], x.dtype),
         parallel_iterations=1,  # one block's memory at a time
     )
     y = tf.reshape(tf.transpose(y, [1, 0, 2, 3]), [-1, len(starts) * size, config.hidden_size])

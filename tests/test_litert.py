@@ -12,6 +12,7 @@ from shatter_tf import litert, serving
 from shatter_tf.command_line import UserError
 from shatter_tf.config import ShatterConfig
 from shatter_tf.data.tokenizer import SPECIAL_TOKENS, Tokenizer
+from shatter_tf.partition import far_parts
 from shatter_tf.tasks import ClassifyConfig, PretrainConfig
 
 SIZES = dict(vocab_size=64, hidden_size=24, num_layers=2, intermediate_size=16)
@@ -38,6 +39,21 @@ def test_a_classifier(num_parts):
     assert np.isnan(litert.difference(servable, exact, TEXTS))
 
 
+@pytest.mark.parametrize(("length", "num_parts"), [(32, 3), (128, 8)])
+def test_long_inputs_are_attended_to_in_blocks(length, num_parts):
+    task = PretrainConfig()
+    config = ShatterConfig(num_parts=num_parts, query_block_size=16, **SIZES)
+    task.model.encoder.any = config
+    distance, _ = far_parts(config)
+    assert (distance > 0 and 16 + 2 * distance < length) == (num_parts == 8)  # whether near keys are read by themselves
+    model = task_factory.get_task(task).build_model()
+    for variable in model.trainable_variables:
+        variable.assign_add(tf.random.normal(variable.shape, stddev=0.2))
+    servable = serving.MaskedLanguageModel(model, model.encoder_network, TOKENIZER, length)
+    exact = litert.convert(servable, int8_weights=False)
+    assert litert.difference(servable, exact, TEXTS) < 1e-4
+
+
 def test_weights_of_eight_bits_are_a_quarter():
     task = PretrainConfig()
     task.model.encoder.any = ShatterConfig(num_parts=4, **{**SIZES, "hidden_size": 128, "intermediate_size": 256})
@@ -55,6 +71,7 @@ def test_export_writes_it_beside_the_warmup_requests(exported, tmp_path, monkeyp
     assert "LiteRT: token_ids.tflite" in capsys.readouterr().out
     assert pathlib.Path(tmp_path / "served/1/assets.extra/token_ids.tflite").stat().st_size > 1000
     monkeypatch.setattr(litert, "difference", lambda *args: np.nan)
-    with pytest.raises(UserError, match="--litert=float32: what was converted differs"):
-        export([*flags, "--litert=float32"])
+    for weights in ("float32", "int8"):
+        with pytest.raises(UserError, match=f"--litert={weights}: what was converted differs .* by nan"):
+            export([*flags, f"--litert={weights}"])
     assert [path.name for path in (tmp_path / "served").iterdir()] == ["1"]
