@@ -11,10 +11,11 @@ Texts are arguments, or lines of standard input; a pair is two texts with a tab 
 import argparse
 import itertools
 import json
+import os
 import sys
 from collections.abc import Iterator
 
-from shatter_tf.command_line import UserError, new_parser, quieten_logging, run
+from shatter_tf.command_line import UserError, first_line, new_parser, quieten_logging, run
 
 _BATCH_SIZE = 32
 
@@ -33,28 +34,41 @@ def main(argv: list[str]) -> None:
     import tensorflow_text as _  # noqa: F401  registers the tokenizer's operations
 
     quieten_logging()
-    signatures = tf.saved_model.load(latest_version(args.model)).signatures
+    signatures = _load(latest_version(args.model)).signatures
     of_texts = {
         name: signature
         for name, signature in signatures.items()
         if all(spec.dtype == tf.string for spec in signature.structured_input_signature[1].values())
     }
     if args.signature not in of_texts:
-        raise UserError(f"--signature={args.signature}: the model has {', '.join(of_texts)}")
+        why = "takes ids, not text; for text " if args.signature in signatures else ""
+        raise UserError(f"--signature={args.signature}: {why}the model has {', '.join(of_texts)}")
     signature = of_texts[args.signature]
     # As files have them: a question before its context.
     names = sorted(signature.structured_input_signature[1], key=lambda name: (name != "question", name))
-    texts = iter(args.texts) if args.texts else (line.rstrip("\n") for line in sys.stdin)
+    # Bytes, because not every text is UTF-8; the model reads what is not as U+FFFD.
+    texts = map(os.fsencode, args.texts) if args.texts else (line.rstrip(b"\r\n") for line in sys.stdin.buffer)
     for batch in _batches(texts):
-        columns = [text.split("\t") for text in batch]
+        columns = [text.split(b"\t") for text in batch]
         for text, fields in zip(batch, columns, strict=True):
             if len(fields) != len(names):
-                raise UserError(f"{text!r}: the model takes {' and '.join(names)}, separated by tabs")
+                raise UserError(f"{_plain(text)!r}: the model takes {' and '.join(names)}, separated by tabs")
         inputs = {name: tf.constant(column) for name, column in zip(names, zip(*columns, strict=True), strict=True)}
         outputs = {name: value.numpy() for name, value in signature(**inputs).items()}
         for i, fields in enumerate(columns):
             answer = _answer({name: _plain(value[i]) for name, value in outputs.items()})
-            print(json.dumps({**dict(zip(names, fields, strict=True)), **answer}, ensure_ascii=False), flush=True)
+            asked = dict(zip(names, map(_plain, fields), strict=True))
+            print(json.dumps({**asked, **answer}, ensure_ascii=False), flush=True)
+
+
+def _load(path: str):
+    """Returns the SavedModel in a directory; raises UserError."""
+    import tensorflow as tf
+
+    try:
+        return tf.saved_model.load(path)
+    except Exception as error:  # of what class depends on where the damage is
+        raise UserError(f"--model={path}: cannot be loaded ({first_line(error)}); export it again") from error
 
 
 def _plain(value):
@@ -92,7 +106,7 @@ def latest_version(model: str) -> str:
     raise UserError(f"--model={model}: no SavedModel there; make one with `python -m shatter_tf.export`")
 
 
-def _batches(texts: Iterator[str]) -> Iterator[list[str]]:
+def _batches(texts: Iterator[bytes]) -> Iterator[list[bytes]]:
     while batch := list(itertools.islice(texts, _BATCH_SIZE)):
         yield batch
 

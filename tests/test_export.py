@@ -1,6 +1,7 @@
 """Exports: what their signatures give against NumPy and the layers, what is in the directory, and what is refused."""
 
 import importlib
+import io
 import json
 import os
 import re
@@ -356,5 +357,34 @@ def test_predict_says_what_each_signature_gives(exported, capsys):
     assert other["masks"] == []
     (line,) = run("classify", "--signature=embed", "the cat")
     assert len(line["embedding"]) == 12
-    with pytest.raises(UserError, match="--signature=token_ids: the model has serving_default, embed"):
+    with pytest.raises(UserError, match="--signature=token_ids: takes ids, not text; .* has serving_default, embed$"):
         run("classify", "--signature=token_ids", "x")
+    with pytest.raises(UserError, match="--signature=nope: the model has serving_default, embed$"):
+        run("classify", "--signature=nope", "x")
+
+
+def test_predict_takes_any_bytes(exported, monkeypatch, capsys):
+    predict = importlib.import_module("shatter_tf.predict")
+    text = b"the caf\xe9 \xff"
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text + b"\nthe cat\r\n"), "utf-8"))
+    predict.main([f"--model={exported['classify_export']}"])
+    predict.main([f"--model={exported['classify_export']}", os.fsdecode(text), "the cat"])
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["text"] for line in lines] == ["the caf\ufffd \ufffd", "the cat"] * 2
+    expected = signatures(exported, "classify")["serving_default"](text=tf.constant([text, b"the cat"]))
+    for i, line in enumerate(lines):
+        assert line["probability"] == pytest.approx(float(expected["probabilities"][i % 2].numpy().max()), abs=1e-5)
+    with pytest.raises(UserError, match="'the caf\ufffd\\\\tcat': the model takes text"):
+        predict.main([f"--model={exported['classify_export']}", os.fsdecode(b"the caf\xe9\tcat")])
+
+
+@pytest.mark.parametrize(
+    "file", ["saved_model.pb", "variables/variables.index", "variables/variables.data-00000-of-00001"]
+)
+def test_predict_refuses_a_damaged_export(exported, tmp_path, file):
+    shutil.copytree(exported["classify_export"] / "1", tmp_path / "1")
+    for size in (1000, 0):
+        os.truncate(tmp_path / "1" / file, size)
+        with pytest.raises(UserError, match="/1: cannot be loaded .*; export it again") as refusal:
+            importlib.import_module("shatter_tf.predict").main([f"--model={tmp_path}", "the cat"])
+        assert "\n" not in str(refusal.value)
