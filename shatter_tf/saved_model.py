@@ -55,10 +55,10 @@ def nodes(path: str) -> tuple[list[tf.compat.v1.NodeDef], set[str]]:
     return [*graph.node, *(node for f in functions for node in f.node_def)], {f.signature.name for f in functions}
 
 
-def operations_beyond_core(path: str) -> set[str]:
-    """Returns the operations of the SavedModel at `path` that are not TensorFlow's own."""
+def operations(path: str) -> set[str]:
+    """Returns the names of the operations of the SavedModel at `path`."""
     found, functions = nodes(path)
-    return {node.op for node in found if node.op not in functions and not hasattr(tf.raw_ops, node.op)}
+    return {node.op for node in found} - functions
 
 
 def sample_texts(servable: Servable, number: int, words: int) -> np.ndarray:
