@@ -275,8 +275,19 @@ def _share_with_validation(task: cfg.TaskConfig, explicit: dict) -> None:
             setattr(task.validation_data, name, copy.deepcopy(getattr(task.train_data, name)))
 
 
+def _refuse_tfds(task: cfg.TaskConfig, instead: str) -> None:
+    for name in ("train_data", "validation_data"):
+        tfds_name = getattr(task, name).tfds_name
+        if tfds_name:
+            raise UserError(
+                f"task.{name}.tfds_name={tfds_name}: TensorFlow Datasets are for shatter/classify and shatter/regress; "
+                f"give {instead}"
+            )
+
+
 def _load_corpus(params, explicit, data_dir, initial) -> tuple[list[str], bool]:
     train, validation = params.task.train_data, params.task.validation_data
+    _refuse_tfds(params.task, "--data_dir, a directory made by `python -m shatter_tf.prepare`")
     train.input_path = train.input_path or data_dir or ""
     validation.input_path = validation.input_path or data_dir or train.input_path
     if not train.input_path:
@@ -352,6 +363,7 @@ def _labels(train: cfg.DataConfig, where: str, labels: Iterable[str]) -> list[st
 def _load_tagged(params, explicit, data_dir, initial) -> tuple[list[str], bool]:
     task = params.task
     train, validation = task.train_data, task.validation_data
+    _refuse_tfds(task, "--data_dir, with train and dev files (.tsv or .jsonl)")
     vocabulary = _load_vocabulary(params, initial)
     _share_with_validation(task, explicit)
     if data_dir:
@@ -374,6 +386,7 @@ def _load_tagged(params, explicit, data_dir, initial) -> tuple[list[str], bool]:
 
 def _load_questions(params, explicit, data_dir, initial) -> tuple[list[str], bool]:
     task, found = params.task, {}
+    _refuse_tfds(task, "--data_dir, with train.json and dev.json in SQuAD's format")
     vocabulary = _load_vocabulary(params, initial)
     _share_with_validation(task, explicit)
     for data, file in ((task.train_data, "train.json"), (task.validation_data, "dev.json")):

@@ -10,6 +10,7 @@ from official.core import exp_factory
 from tiny import TINY, one_step
 
 from shatter_tf import compare, settings
+from shatter_tf.command_line import UserError
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIGS, GRIDS = (sorted((ROOT / name).glob("*.yaml")) for name in ("configs", "research"))
@@ -84,6 +85,13 @@ def test_config(path, write_corpus, random_documents, tmp_path, vocab_file, requ
         del in_file["task"]["model"]  # wins over the checkpoint's settings, not over the defaults
     in_file["task"].pop("validation_data", None)  # differs from training's settings, not from the defaults
     _assert_only_differences(in_file, exp_factory.get_exp_config(experiment).as_dict())
+
+
+@pytest.mark.parametrize("data", ["train_data", "validation_data"])
+@pytest.mark.parametrize("experiment", ["shatter/pretrain", "shatter/tag", "shatter/question_answering"])
+def test_tensorflow_datasets_are_refused_where_they_are_not_read(experiment, data):
+    with pytest.raises(UserError, match=f"task.{data}.tfds_name=squad/v1.1: .* give --data_dir, "):
+        settings.resolve(experiment, params_override=f"task.{data}.tfds_name=squad/v1.1")
 
 
 @pytest.mark.parametrize("path", GRIDS, ids=lambda path: path.stem)
