@@ -69,10 +69,12 @@ def main(argv: list[str]) -> None:
             )
         if servable is not trained:
             difference = saved_model.difference(trained, temporary)
+        notes = [f"Its outputs are at most {difference:.1e} from the trained model's, for texts of random wordpieces."]
         if args.litert:
-            _write_litert(trained, temporary, args.litert)
+            notes.append(_write_litert(trained, temporary, args.litert))
+            print(notes[-1])
         saved_model.write_warmup_requests(servable, temporary, os.path.basename(export_dir))
-        saved_model.write_card(finished, args.model_dir, checkpoint, servable, temporary, target)
+        saved_model.write_card(finished, args.model_dir, checkpoint, servable, temporary, target, notes)
         if tf.io.gfile.exists(target):
             raise UserError(f"{target}: written by another export meanwhile; export again, for the next version")
         publish(temporary, target, last="saved_model.pb")
@@ -88,7 +90,8 @@ def main(argv: list[str]) -> None:
     )
 
 
-def _write_litert(servable, directory: str, weights: str) -> None:
+def _write_litert(servable, directory: str, weights: str) -> str:
+    """Writes the LiteRT model to an export's directory and returns a line about it; raises UserError."""
     import tensorflow as tf
 
     from shatter_tf import litert, saved_model
@@ -105,9 +108,9 @@ def _write_litert(servable, directory: str, weights: str) -> None:
     tf.io.gfile.makedirs(os.path.dirname(path))
     with tf.io.gfile.GFile(path, "wb") as f:
         f.write(model)
-    print(
-        f"LiteRT: {os.path.basename(path)}, {len(model) / 1e6:.1f} MB, for 1 x {servable.seq_length} tokens, at most "
-        f"{difference:.1e} from the trained model"
+    return (
+        f"LiteRT: {os.path.relpath(path, directory)}, {len(model) / 1e6:.1f} MB, weights in {weights}, for 1 x "
+        f"{servable.seq_length} tokens, at most {difference:.1e} from the trained model"
     )
 
 

@@ -115,7 +115,9 @@ def write_warmup_requests(servable: Servable, path: str, model_name: str) -> Non
                     writer.write(prediction_log_pb2.PredictionLog(predict_log=log).SerializeToString())
 
 
-def write_card(finished: Run, model_dir: str, checkpoint: str, servable: Servable, path: str, target: str) -> None:
+def write_card(
+    finished: Run, model_dir: str, checkpoint: str, servable: Servable, path: str, target: str, notes: list[str]
+) -> None:
     """Writes what a stranger must know of the export at `path`: its signatures, how good it is, how to serve it.
 
     Args:
@@ -123,6 +125,7 @@ def write_card(finished: Run, model_dir: str, checkpoint: str, servable: Servabl
       servable: what of it is served.
       path: where the export lies now.
       target: where it will, by the names of the model and the version.
+      notes: lines of what else was found.
     """
     model_name, version = target.split("/")[-2:]
     step = checkpoint_step(checkpoint)
@@ -147,6 +150,10 @@ def write_card(finished: Run, model_dir: str, checkpoint: str, servable: Servabl
         f"{' and '.join(sorted({variable.dtype.name for variable in variables}))}; {len(finished.vocabulary):,} "
         f"wordpieces, {'lower-cased' if finished.lower_case else 'cased'}; texts longer than {servable.seq_length} "
         "wordpieces are cut.",
+        "",
+        f"Weights: {size(os.path.join(path, 'variables')) / 1e6:.1f} MB. Graph: "
+        f"{tf.io.gfile.stat(os.path.join(path, 'saved_model.pb')).length / 1e6:.1f} MB.",
+        *notes,
         "",
         "Evaluated at that step: " + (", ".join(f"{k} {v:.4f}" for k, v in metrics.items()) or "never") + ".",
         "",

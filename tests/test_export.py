@@ -221,6 +221,9 @@ def test_a_directory_holds_what_is_said(exported, tmp_path):
         "README.md", "assets", "assets.extra", "fingerprint.pb", "saved_model.pb", "variables",
     ]  # fmt: skip
     card = (path / "README.md").read_text()
+    megabytes = (path / "saved_model.pb").stat().st_size / 1e6
+    assert f"Weights: 0.0 MB. Graph: {megabytes:.1f} MB.\nIts outputs are at most " in card, card
+    assert "LiteRT" not in card
     for part in ("shatter/classify", "`probabilities`, float32 [B, 3]", "TF Serving 2.12", "cls_accuracy", "curl"):
         assert part in card, card
     functions = signatures(exported, "classify")

@@ -1,7 +1,6 @@
 """LiteRT models against the layers."""
 
 import importlib
-import pathlib
 
 import numpy as np
 import pytest
@@ -68,8 +67,10 @@ def test_export_writes_it_beside_the_warmup_requests(exported, tmp_path, monkeyp
     export = importlib.import_module("shatter_tf.export").main
     flags = [f"--model_dir={exported['regress']}", f"--export_dir={tmp_path}/served"]
     export([*flags, "--litert=float32"])
-    assert "LiteRT: token_ids.tflite" in capsys.readouterr().out
-    assert pathlib.Path(tmp_path / "served/1/assets.extra/token_ids.tflite").stat().st_size > 1000
+    path = tmp_path / "served/1/assets.extra/token_ids.tflite"
+    line = f"LiteRT: assets.extra/token_ids.tflite, {path.stat().st_size / 1e6:.1f} MB, weights in float32, for 1 x 128"
+    assert line in capsys.readouterr().out
+    assert line in (tmp_path / "served/1/README.md").read_text()
     monkeypatch.setattr(litert, "difference", lambda *args: np.nan)
     for weights in ("float32", "int8"):
         with pytest.raises(UserError, match=f"--litert={weights}: what was converted differs .* by nan"):
