@@ -303,7 +303,7 @@ def test_export_and_predict_refuse(world, tmp_path):
 
 
 def test_help_is_fast():
-    for name in ("prepare", "train", "export", "predict", "visualize"):
+    for name in ("prepare", "train", "compare", "benchmark", "export", "predict", "visualize"):
         begin = cpu_seconds()
         out, _ = succeed(name, "--help")
         assert f"python -m shatter_tf.{name}" in out
