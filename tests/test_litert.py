@@ -1,10 +1,14 @@
 """LiteRT models against the layers."""
 
 import importlib
+import pathlib
+import re
+import runpy
 
 import numpy as np
 import pytest
 import tensorflow as tf
+import tensorflow_text  # noqa: F401  registers the tokenizer's operations
 from official.core import task_factory
 
 from shatter_tf import litert, serving
@@ -71,8 +75,21 @@ def test_export_writes_it_beside_the_warmup_requests(exported, tmp_path, monkeyp
     line = f"LiteRT: assets.extra/token_ids.tflite, {path.stat().st_size / 1e6:.1f} MB, weights in float32, for 1 x 128"
     assert line in capsys.readouterr().out
     assert line in (tmp_path / "served/1/README.md").read_text()
+
+    # The program of docs/serving.md, as it stands.
+    page = (pathlib.Path(__file__).parents[1] / "docs/serving.md").read_text()
+    (program,) = re.findall(r"```python\n([^`]+token_ids\.tflite[^`]+)```", page)
+    (tmp_path / "program.py").write_text(program)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs/topics").symlink_to(exported["regress"])
+    (tmp_path / "served/topics").symlink_to(".")
+    monkeypatch.chdir(tmp_path)
+    score = runpy.run_path("program.py")["outputs"]["score"]
+    expected = tf.saved_model.load("served/1").signatures["serving_default"](text=tf.constant(["a text"]))["score"]
+    np.testing.assert_allclose(score, expected, atol=1e-5)
+
     monkeypatch.setattr(litert, "difference", lambda *args: np.nan)
     for weights in ("float32", "int8"):
         with pytest.raises(UserError, match=f"--litert={weights}: what was converted differs .* by nan"):
             export([*flags, f"--litert={weights}"])
-    assert [path.name for path in (tmp_path / "served").iterdir()] == ["1"]
+    assert sorted(path.name for path in (tmp_path / "served").iterdir()) == ["1", "topics"]
