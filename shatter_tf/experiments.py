@@ -84,8 +84,8 @@ def regress() -> cfg.ExperimentConfig:
     return _experiment(RegressConfig(), learning_rate=1e-4, train_steps=1_000)
 
 
-@exp_factory.register_config_factory("shatter/question_answering")
-def question_answering() -> cfg.ExperimentConfig:
+@exp_factory.register_config_factory("shatter/answer")
+def answer() -> cfg.ExperimentConfig:
     """Answers to questions as spans of their contexts."""
     return _experiment(QuestionAnsweringConfig(), learning_rate=1e-4, train_steps=1_000)
 
@@ -96,4 +96,4 @@ def tag() -> cfg.ExperimentConfig:
     return _experiment(TagConfig(), learning_rate=1e-4, train_steps=1_000)
 
 
-NAMES = ("shatter/pretrain", "shatter/classify", "shatter/regress", "shatter/tag", "shatter/question_answering")
+NAMES = ("shatter/pretrain", "shatter/classify", "shatter/regress", "shatter/tag", "shatter/answer")

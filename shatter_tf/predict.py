@@ -62,13 +62,19 @@ def main(argv: list[str]) -> None:
 
 
 def _load(path: str):
-    """Returns the SavedModel in a directory; raises UserError."""
+    """Returns the SavedModel in a directory; raises UserError, also for a graph that does more than reckon."""
     import tensorflow as tf
 
+    from shatter_tf import graph
+
     try:
-        return tf.saved_model.load(path)
+        unsafe = graph.operations(path) & graph.UNSAFE_OPERATIONS
+        model = None if unsafe else tf.saved_model.load(path)
     except Exception as error:  # of what class depends on where the damage is
         raise UserError(f"--model={path}: cannot be loaded ({first_line(error)}); export it again") from error
+    if unsafe:
+        raise UserError(f"--model={path}: not loaded, its graph has {', '.join(sorted(unsafe))}; no export has")
+    return model
 
 
 def _plain(value):

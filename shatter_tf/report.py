@@ -15,7 +15,7 @@ _METRICS = {
     "shatter/classify": ("cls_accuracy", 1),
     "shatter/regress": ("pearson_spearman_corr", 1),
     "shatter/tag": ("accuracy", 1),
-    "shatter/question_answering": ("f1", 1),
+    "shatter/answer": ("f1", 1),
 }
 
 

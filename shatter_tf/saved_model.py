@@ -1,12 +1,12 @@
 """What surrounds the graph of an export: its version, its proof, its warm-up requests and its README."""
 
 import os
+import re
 import time
 from collections.abc import Iterator
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.core.protobuf import saved_model_pb2
 
 from shatter_tf import __version__
 from shatter_tf.checkpoints import checkpoint_step, count_parameters
@@ -15,8 +15,9 @@ from shatter_tf.serving import MINIMUM_TF_SERVING, Servable
 
 _WARMUP_BATCHES = (1, 8)
 CARD_FILE = "README.md"
-# Begins the names of directories that are being written; TF Serving looks at names that are numbers.
+# Directories that are being written: this and a random number. TF Serving looks at names that are numbers alone.
 INCOMPLETE = "incomplete-"
+_INCOMPLETE = re.compile(INCOMPLETE + "[0-9a-f]{32}/?")
 _LEFT_AFTER_SECONDS = 3600
 
 
@@ -29,7 +30,7 @@ def next_version(export_dir: str) -> int:
 def remove_leftovers(export_dir: str) -> None:
     """Removes what exports that were killed left in `export_dir`: directories in which nothing is written any more."""
     names = tf.io.gfile.listdir(export_dir) if tf.io.gfile.exists(export_dir) else []
-    for directory in (os.path.join(export_dir, name.rstrip("/")) for name in names if name.startswith(INCOMPLETE)):
+    for directory in (os.path.join(export_dir, name.rstrip("/")) for name in names if _INCOMPLETE.fullmatch(name)):
         written = max((stat.mtime_nsec / 1e9 for stat in _file_stats(directory)), default=time.time())
         if time.time() - written > _LEFT_AFTER_SECONDS:
             tf.io.gfile.rmtree(directory)
@@ -43,22 +44,6 @@ def size(directory: str) -> int:
 def _file_stats(directory: str) -> Iterator:
     for folder, _, names in tf.io.gfile.walk(directory):
         yield from (tf.io.gfile.stat(os.path.join(folder, name)) for name in names)
-
-
-def nodes(path: str) -> tuple[list[tf.compat.v1.NodeDef], set[str]]:
-    """Returns all nodes of the SavedModel at `path`, those inside functions too, and the names of its functions."""
-    model = saved_model_pb2.SavedModel()
-    with tf.io.gfile.GFile(os.path.join(path, "saved_model.pb"), "rb") as f:
-        model.ParseFromString(f.read())
-    graph = model.meta_graphs[0].graph_def
-    functions = graph.library.function
-    return [*graph.node, *(node for f in functions for node in f.node_def)], {f.signature.name for f in functions}
-
-
-def operations(path: str) -> set[str]:
-    """Returns the names of the operations of the SavedModel at `path`."""
-    found, functions = nodes(path)
-    return {node.op for node in found} - functions
 
 
 def sample_texts(servable: Servable, number: int, words: int) -> np.ndarray:

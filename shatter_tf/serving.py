@@ -376,7 +376,7 @@ def servable(finished: Run, model: tf_keras.Model) -> Servable:
     common = model, model.checkpoint_items["encoder"], tokenizer, length
     if finished.experiment == "shatter/tag":
         return Tagger(*common, list(task.class_names))
-    if finished.experiment == "shatter/question_answering":
+    if finished.experiment == "shatter/answer":
         return QuestionAnswerer(*common, task)
     texts = ("text_a", "text_b") if task.pairs else ("text",)
     if finished.experiment == "shatter/regress":

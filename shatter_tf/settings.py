@@ -240,7 +240,7 @@ def resolve(
     loaders = {
         "shatter/pretrain": _load_corpus,
         "shatter/tag": _load_tagged,
-        "shatter/question_answering": _load_questions,
+        "shatter/answer": _load_questions,
     }
     load_data = loaders.get(experiment, _load_labelled)
     vocabulary, lower_case = load_data(params, explicit, data_dir, initial)

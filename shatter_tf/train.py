@@ -28,7 +28,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
         "--experiment",
         required=True,
         metavar="NAME",
-        help="shatter/pretrain, classify, regress, tag or question_answering",
+        help="shatter/pretrain, classify, regress, tag or answer",
     )
     parser.add_argument("--model_dir", required=True, metavar="DIR", help="where the run lives")
     parser.add_argument("--mode", choices=MODES, default="train_and_eval", help="[train_and_eval]")

@@ -52,7 +52,7 @@ def make_exported(base: pathlib.Path) -> None:
         squad = json.dumps(dict(version="1.1", data=[dict(title="", paragraphs=paragraphs)]))
         (base / "question_answering" / f"{split}.json").write_text(squad)
     for name in EXPORTED:
-        experiment, more = "classify" if name == "pairs" else name, []
+        experiment, more = dict(pairs="classify", question_answering="answer").get(name, name), []
         if name == "question_answering":
             more = ["task.train_data.seq_length=32", "task.train_data.max_query_length=8", "task.max_answer_length=8"]
         flags = [f"--data_dir={base / name}", f"--init_checkpoint={base}/runs/pretrain"]

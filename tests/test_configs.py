@@ -52,7 +52,7 @@ def test_config(path, write_corpus, random_documents, tmp_path, vocab_file, requ
     if experiment == "shatter/pretrain":
         data_dir = write_corpus(random_documents(shards=1, per_shard=30))
         more = ""
-    elif experiment == "shatter/question_answering":
+    elif experiment == "shatter/answer":
         data_dir = tmp_path
         qas = [dict(id="1", question="where sat it?", answers=[dict(text="mat", answer_start=15)])]
         if path.stem == "squad_v2":
@@ -88,7 +88,7 @@ def test_config(path, write_corpus, random_documents, tmp_path, vocab_file, requ
 
 
 @pytest.mark.parametrize("data", ["train_data", "validation_data"])
-@pytest.mark.parametrize("experiment", ["shatter/pretrain", "shatter/tag", "shatter/question_answering"])
+@pytest.mark.parametrize("experiment", ["shatter/pretrain", "shatter/tag", "shatter/answer"])
 def test_tensorflow_datasets_are_refused_where_they_are_not_read(experiment, data):
     with pytest.raises(UserError, match=f"task.{data}.tfds_name=squad/v1.1: .* give --data_dir, "):
         settings.resolve(experiment, params_override=f"task.{data}.tfds_name=squad/v1.1")

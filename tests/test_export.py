@@ -17,7 +17,7 @@ import tf_keras
 from official.core import task_factory
 from tensorflow_serving.apis import prediction_log_pb2
 
-from shatter_tf import model_dir, saved_model, serving
+from shatter_tf import graph, model_dir, saved_model, serving
 from shatter_tf.command_line import UserError
 from shatter_tf.config import ShatterConfig
 from shatter_tf.data import question_answering
@@ -195,11 +195,12 @@ def test_fill_mask_against_the_head_alone(exported):
 @pytest.mark.parametrize("name", ["pretrain", "classify", "pairs", "regress", "tag", "question_answering"])
 def test_the_graph_has_nothing_that_tf_serving_lacks(exported, name):
     path = str(exported[f"{name}_export"] / "1")
-    nodes, _ = saved_model.nodes(path)
+    nodes, _ = graph.nodes(path)
     assert len(nodes) > 1000
-    operations = saved_model.operations(path)
+    operations = graph.operations(path)
     assert {"FastWordpieceTokenizeWithOffsets", "MatMul"} <= operations
     assert operations <= {*CORE_OPERATIONS.split(), *TEXT_OPERATIONS}
+    assert not operations & graph.UNSAFE_OPERATIONS
     assert not any(node.attr["_XlaMustCompile"].b for node in nodes)
     assert not any(node.op.startswith("Xla") for node in nodes)
 
@@ -212,7 +213,7 @@ def test_offsets_in_cased_text_need_nothing_more(tmp_path):
         input_signature=[tf.TensorSpec([None], tf.string)],
     )
     tf.saved_model.save(module, str(tmp_path))
-    assert saved_model.operations(str(tmp_path)) <= {*CORE_OPERATIONS.split(), *TEXT_OPERATIONS}
+    assert graph.operations(str(tmp_path)) <= {*CORE_OPERATIONS.split(), *TEXT_OPERATIONS}
 
 
 def test_a_directory_holds_what_is_said(exported, tmp_path):
@@ -394,6 +395,20 @@ def test_predict_takes_any_bytes(exported, monkeypatch, capsys):
         assert line["probability"] == pytest.approx(float(expected["probabilities"][i % 2].numpy().max()), abs=1e-5)
     with pytest.raises(UserError, match="'the caf\ufffd\\\\tcat': the model takes text"):
         predict.main([f"--model={exported['classify_export']}", os.fsdecode(b"the caf\xe9\tcat")])
+
+
+def test_predict_does_not_load_what_writes_files(tmp_path):
+    class Writer(tf.Module):
+        @tf.function(input_signature=[tf.TensorSpec([None], tf.string)])
+        def write(self, text):
+            with tf.control_dependencies([tf.io.write_file(str(tmp_path / "written"), text[0])]):
+                return dict(out=tf.identity(text))
+
+    module = Writer()
+    tf.saved_model.save(module, str(tmp_path / "1"), signatures=dict(serving_default=module.write))
+    with pytest.raises(UserError, match="/1: not loaded, its graph has WriteFile; no export has"):
+        importlib.import_module("shatter_tf.predict").main([f"--model={tmp_path}", "the cat"])
+    assert not (tmp_path / "written").exists()
 
 
 @pytest.mark.parametrize(

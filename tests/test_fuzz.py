@@ -75,7 +75,7 @@ def test_random_settings(experiment, write_corpus, random_documents, tmp_path, v
         chosen = [f"{rng.choice(known)}={rng.choice(VALUES)}" for _ in range(rng.choice([1, 1, 2]))]
         base = [tiny_override(), "task.train_data.global_batch_size=2,task.train_data.seq_length=16"]
         base += [f"task.train_data.vocab_file={vocab_file}"]
-        if experiment == "shatter/question_answering":
+        if experiment == "shatter/answer":
             base += ["task.train_data.max_query_length=4,task.max_answer_length=5"]
         override = ",".join([*(base[:2] if experiment == "shatter/pretrain" else base), *chosen])
         try:

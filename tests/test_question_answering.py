@@ -321,7 +321,7 @@ def run(write, words, tmp_path):
         write(train or squad())
         write(dev or train or squad(), "dev.json")
         override = ",".join(filter(None, [TINY, DATA, f"task.train_data.vocab_file={words}", more]))
-        return settings.resolve("shatter/question_answering", data_dir=str(tmp_path), params_override=override)
+        return settings.resolve("shatter/answer", data_dir=str(tmp_path), params_override=override)
 
     return make
 
@@ -375,7 +375,7 @@ def test_settings_that_cannot_be_are_refused(run, more, message):
 
 def test_data_must_be_named(words):
     with pytest.raises(UserError, match="no questions: give --data_dir, with train.json and dev.json"):
-        settings.resolve("shatter/question_answering", params_override=f"task.train_data.vocab_file={words}")
+        settings.resolve("shatter/answer", params_override=f"task.train_data.vocab_file={words}")
 
 
 def train(tmp_path, words, *more, mode="train_and_eval", steps):
@@ -383,7 +383,7 @@ def train(tmp_path, words, *more, mode="train_and_eval", steps):
     override += ",trainer.optimizer_config.learning_rate.polynomial.initial_learning_rate=0.01"
     flags = dict(data_dir=tmp_path, model_dir=tmp_path / "run", mode=mode, params_override=",".join([override, *more]))
     arguments = [f"--{name}={value}" for name, value in flags.items()]
-    importlib.import_module("shatter_tf.train").main(["--experiment=shatter/question_answering", *arguments])
+    importlib.import_module("shatter_tf.train").main(["--experiment=shatter/answer", *arguments])
     return model_dir.read_metrics(str(tmp_path / "run"))
 
 
@@ -446,7 +446,7 @@ def test_it_begins_with_a_pretrained_encoder(pretrain, write, tmp_path, capsys):
         write(squad([("the cat sat on a mat", "where?", ["a mat"])]), name)
     sizes = "task.train_data.seq_length=32,task.train_data.max_query_length=8,task.max_answer_length=8"
     fine_tuned = settings.resolve(
-        "shatter/question_answering",
+        "shatter/answer",
         data_dir=str(tmp_path),
         init_checkpoint=str(tmp_path / "pretrained"),
         params_override=sizes,
