@@ -14,7 +14,8 @@ def convert(servable: Servable, int8_weights: bool) -> bytes:
 
     Args:
       servable: what is exported.
-      int8_weights: stores the large weights in eight bits, for a quarter of the size; activations stay float32.
+      int8_weights: stores the large weights in eight bits, for a quarter of the size; products round what they
+        multiply them with to eight bits, too.
     """
     root = servable.trackable()
     specs = [tf.TensorSpec([1, servable.seq_length], tf.int32, name) for name in INPUTS]

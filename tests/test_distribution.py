@@ -100,6 +100,23 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(run, xla, cpus):
     assert_same_weights(whole, parts)
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("task.train_data.global_batch_size=3", "task.train_data.global_batch_size=3 cannot be shared by 2 replicas"),
+        (
+            "task.train_data.global_batch_size=6,trainer.accumulation_steps=2",
+            "task.train_data.global_batch_size=6 cannot be shared by 2 replicas in 2 parts each",
+        ),
+        ("task.validation_data.global_batch_size=5", "task.validation_data.global_batch_size=5 cannot be shared by 2"),
+    ],
+)
+def test_batches_that_replicas_cannot_share_are_refused(pretrain, tmp_path, override, message):
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    with pytest.raises(UserError, match=message):
+        trainer.Session(pretrain(more=override), str(tmp_path / "run"), strategy)
+
+
 def free_ports(number):
     sockets = [socket.socket() for _ in range(number)]
     for s in sockets:

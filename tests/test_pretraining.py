@@ -146,6 +146,17 @@ def test_any_number_of_machines_sees_the_same_global_batch(write_corpus, random_
         np.testing.assert_array_equal(together, batch["input_word_ids"])
 
 
+def test_a_resume_reads_one_shard_at_most(write_corpus, random_documents):
+    """From the shard that holds its first row on; no row before that shard is read."""
+    loader = make_loader(write_corpus(random_documents(shards=3, per_shard=17)))
+    for row in range(0, 3 * loader.rows_per_epoch, 5):
+        visit, skipped = loader.locate(row)
+        epoch, place = divmod(visit, 3)
+        rows = loader.rows[loader.shard_order(epoch).numpy()]
+        assert 0 <= skipped < rows[place]
+        assert epoch * loader.rows_per_epoch + rows[:place].sum() + skipped == row
+
+
 def test_a_corpus_that_is_not_what_it_was_is_refused(write_corpus, random_documents):
     path = pathlib.Path(write_corpus(random_documents(shards=2, per_shard=9)))
     shard, about = next(path.glob("train-*")), path / "corpus.json"
