@@ -259,13 +259,14 @@ def test_versions_count_up_and_failures_leave_nothing(exported, tmp_path, monkey
 
 def test_what_a_killed_export_left_is_removed_and_never_published(exported, tmp_path, monkeypatch):
     flags = [f"--model_dir={exported['classify']}", f"--export_dir={tmp_path}/served"]
-    for name, age in (("incomplete-1", 7200), ("incomplete-7d0f", 7200), ("incomplete-other", 10)):
+    old, new, others = f"incomplete-{'7d' * 16}", f"incomplete-{'0f' * 16}", "incomplete-drafts"
+    for name, age in ((old, 7200), (new, 10), (others, 7200)):
         left = tmp_path / "served" / name / "assets.extra/token_ids.tflite"
         left.parent.mkdir(parents=True)
         left.write_text("left")
         os.utime(left, (time.time() - age,) * 2)
     export(*flags)
-    assert sorted(os.listdir(tmp_path / "served")) == ["1", "incomplete-other"]  # which may be at work
+    assert sorted(os.listdir(tmp_path / "served")) == ["1", new, others]  # which may be at work, and is not ours
     assert not (tmp_path / "served/1/assets.extra/token_ids.tflite").exists()
     assert '"served/1"' in (tmp_path / "served/1/README.md").read_text()
 
@@ -273,7 +274,7 @@ def test_what_a_killed_export_left_is_removed_and_never_published(exported, tmp_
     monkeypatch.setattr(saved_model, "write_card", lambda *args: (tmp_path / "served/2").mkdir())
     with pytest.raises(UserError, match="served/2: written by another export meanwhile"):
         export(*flags)
-    assert sorted(os.listdir(tmp_path / "served")) == ["1", "2", "incomplete-other"]
+    assert sorted(os.listdir(tmp_path / "served")) == ["1", "2", new, others]
 
 
 @pytest.mark.parametrize("name", ["pretrain", "question_answering"])
