@@ -280,9 +280,21 @@ def _refuse_tfds(task: cfg.TaskConfig, instead: str) -> None:
         tfds_name = getattr(task, name).tfds_name
         if tfds_name:
             raise UserError(
-                f"task.{name}.tfds_name={tfds_name}: TensorFlow Datasets are for shatter/classify and shatter/regress; "
-                f"give {instead}"
+                f"task.{name}.tfds_name={tfds_name}: TensorFlow Datasets are for shatter/classify, shatter/regress and "
+                f"shatter/answer; give {instead}"
             )
+
+
+def _choose_tfds_splits(task: cfg.TaskConfig, data_dir: Optional[str]) -> None:
+    """Sets the splits of TensorFlow Datasets that are unset; raises UserError when there is --data_dir, too."""
+    for name, split in (("train_data", "train"), ("validation_data", "validation")):
+        data = getattr(task, name)
+        if data.tfds_name and data_dir:
+            raise UserError(
+                f"--data_dir={data_dir} and task.{name}.tfds_name={data.tfds_name}: one is read; leave out --data_dir, "
+                f"or set task.{name}.tfds_name=''"
+            )
+        data.tfds_split = data.tfds_split or (split if data.tfds_name else "")
 
 
 def _load_corpus(params, explicit, data_dir, initial) -> tuple[list[str], bool]:
@@ -320,10 +332,8 @@ def _load_labelled(params, explicit, data_dir, initial) -> tuple[list[str], bool
     train, validation = params.task.train_data, params.task.validation_data
     vocabulary = _load_vocabulary(params, initial)
     _share_with_validation(params.task, explicit)
-    if train.tfds_name:
-        train.tfds_split = train.tfds_split or "train"
-        validation.tfds_split = validation.tfds_split or "validation"
-    elif data_dir:
+    _choose_tfds_splits(params.task, data_dir)
+    if data_dir:
         train.input_path = train.input_path or labelled.find_file(data_dir, "train")
         validation.input_path = validation.input_path or labelled.find_file(data_dir, "dev")
     train_rows, validation_rows = labelled.load_rows(train), labelled.load_rows(validation)
@@ -386,14 +396,17 @@ def _load_tagged(params, explicit, data_dir, initial) -> tuple[list[str], bool]:
 
 def _load_questions(params, explicit, data_dir, initial) -> tuple[list[str], bool]:
     task, found = params.task, {}
-    _refuse_tfds(task, "--data_dir, with train.json and dev.json in SQuAD's format")
     vocabulary = _load_vocabulary(params, initial)
     _share_with_validation(task, explicit)
+    _choose_tfds_splits(task, data_dir)
     for data, file in ((task.train_data, "train.json"), (task.validation_data, "dev.json")):
         data.input_path = data.input_path or (os.path.join(data_dir, file) if data_dir else "")
-        if not data.input_path:
-            raise UserError("no questions: give --data_dir, with train.json and dev.json in SQuAD's format")
-        found[file] = squad = question_answering.read_squad(data.input_path)
+        if not data.tfds_name and not data.input_path:
+            raise UserError(
+                "no questions: give --data_dir, with train.json and dev.json in SQuAD's format, or "
+                "task.train_data.tfds_name, squad/v1.1 or squad/v2.0"
+            )
+        found[file] = squad = question_answering.load_squad(data)
         if squad.misplaced:
             say(
                 f"{squad.path}: the texts of {len(squad.misplaced)} answers, the first of question "
@@ -402,8 +415,8 @@ def _load_questions(params, explicit, data_dir, initial) -> tuple[list[str], boo
     task.version_2_with_negative = found["train.json"].some_unanswerable
     if found["dev.json"].some_unanswerable and not task.version_2_with_negative:
         raise UserError(
-            f"{task.validation_data.input_path}: some of its questions have no answer, as in SQuAD 2.0, but all of "
-            f"{task.train_data.input_path} have one; give both in the same version"
+            f"{found['dev.json'].path}: some of its questions have no answer, as in SQuAD 2.0, but all of "
+            f"{found['train.json'].path} have one; give both in the same version"
         )
     return vocabulary, task.train_data.lower_case
 

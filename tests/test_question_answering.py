@@ -17,6 +17,7 @@ from shatter_tf.data.question_answering import (
     answer_scores,
     best_spans,
     lay_out,
+    load_squad,
     read_squad,
     windows,
 )
@@ -324,6 +325,43 @@ def run(write, words, tmp_path):
         return settings.resolve("shatter/answer", data_dir=str(tmp_path), params_override=override)
 
     return make
+
+
+@pytest.mark.parametrize(("version", "content"), [("1.1", squad()), ("2.0", squad(impossible=IMPOSSIBLE))])
+def test_tensorflow_datasets_are_read_as_the_file_they_were_made_of(write, words, tmp_path, version, content):
+    import tensorflow_datasets as tfds
+
+    def examples(builder, *args, **kwargs):
+        for article in content["data"]:
+            for paragraph in article["paragraphs"]:
+                for qa in paragraph["qas"]:
+                    answers = {key: [answer[key] for answer in qa["answers"]] for key in ("text", "answer_start")}
+                    example = dict(title="", context=paragraph["context"], question=qa["question"], id=qa["id"])
+                    example |= dict(answers=answers, is_impossible=not qa["answers"], plausible_answers=answers)
+                    yield {name: example[name] for name in builder.info.features}
+
+    def dataset(builder, *args, **kwargs):
+        specs = builder.info.features.get_tensor_spec()
+        return tf.data.Dataset.from_generator(lambda: examples(builder), output_signature=specs)
+
+    path = write(content)
+    override = ",".join(
+        [TINY, DATA, f"task.train_data.vocab_file={words}", f"task.train_data.tfds_name=squad/v{version}"]
+    )
+    with tfds.testing.mock_data(as_dataset_fn=dataset, policy=tfds.testing.MockPolicy.USE_CODE):
+        task = settings.resolve("shatter/answer", params_override=override).params.task
+        assert (task.train_data.tfds_split, task.validation_data.tfds_split) == ("train", "validation")
+        found, expected = load_squad(task.validation_data), read_squad(path)
+        assert found.path == f"tfds_name=squad/v{version}, tfds_split=validation"
+        assert (found.contexts, found.questions) == (expected.contexts, expected.questions)
+        assert task.version_2_with_negative == (version == "2.0")
+        with pytest.raises(UserError, match="--data_dir=here and task.train_data.tfds_name=squad/v.*: one is read"):
+            settings.resolve("shatter/answer", data_dir="here", params_override=override)
+    with (
+        tfds.testing.mock_data(policy=tfds.testing.MockPolicy.USE_CODE),
+        pytest.raises(UserError, match="tfds_name=glue/cola, tfds_split=train: its features are .*sentence"),
+    ):
+        settings.resolve("shatter/answer", params_override=override.replace(f"squad/v{version}", "glue/cola"))
 
 
 @pytest.mark.parametrize("encoder", ["any", "bert"])

@@ -136,17 +136,22 @@ def _read_jsonl(path: str) -> Iterator[tuple[int, list[str]]]:
         yield number, [str(row[key]) for key in keys]
 
 
-def read_tfds(params: LabelledDataConfig) -> list[Row]:
-    """Returns the rows of a TensorFlow Datasets split; label numbers become the dataset's label names."""
+def open_tfds(params: cfg.DataConfig):
+    """Returns the TensorFlow Datasets split that a config names, and its DatasetInfo; raises UserError."""
     import tensorflow_datasets as tfds
 
-    source = f"tfds_name={params.tfds_name}"
     try:
-        dataset, info = tfds.load(
+        return tfds.load(
             params.tfds_name, split=params.tfds_split, data_dir=params.tfds_data_dir or None, with_info=True
         )
     except Exception as error:  # TFDS raises whatever its builders and its network do
-        raise UserError(f"{source}, tfds_split={params.tfds_split}: {first_line(error)}") from error
+        where = f"tfds_name={params.tfds_name}, tfds_split={params.tfds_split}"
+        raise UserError(f"{where}: {first_line(error)}") from error
+
+
+def read_tfds(params: LabelledDataConfig) -> list[Row]:
+    """Returns the rows of a TensorFlow Datasets split; label numbers become the dataset's label names."""
+    source, (dataset, info) = f"tfds_name={params.tfds_name}", open_tfds(params)
     strings = [name for name, feature in info.features.items() if feature.dtype in (tf.string, np.str_, str, object)]
     text_fields = list(params.text_fields) or [name for name in strings if name != params.label_field]
     for name in (*text_fields, params.label_field):
@@ -156,7 +161,7 @@ def read_tfds(params: LabelledDataConfig) -> list[Row]:
         raise UserError(f"{source}: {len(text_fields)} text features ({', '.join(text_fields)}); set text_fields")
     names = getattr(info.features[params.label_field], "names", None)
     rows = []
-    for i, example in enumerate(tfds.as_numpy(dataset)):
+    for i, example in enumerate(dataset.as_numpy_iterator()):
         label = example[params.label_field]
         where = f"{source}, {params.tfds_split}[{i}]"
         if names and label < 0:

@@ -19,6 +19,7 @@ from official.nlp.tools import squad_evaluate_v1_1, squad_evaluate_v2_0
 
 from shatter_tf.command_line import UserError
 from shatter_tf.data.batches import order_of_rows, share_of_batches
+from shatter_tf.data.labelled import open_tfds
 from shatter_tf.data.tokenizer import Tokenizer, read_vocabulary
 
 # One answer in so many may be misplaced. Public files have a few; more of them are offsets counted in another way.
@@ -33,7 +34,8 @@ class QuestionAnsweringDataConfig(cfg.DataConfig):
     """Questions and their contexts as batches of windows.
 
     Attributes:
-      input_path: a file in SQuAD's format, version 1.1 or 2.0.
+      input_path: a file in SQuAD's format, version 1.1 or 2.0; or empty, with `tfds_name` (and `tfds_split`,
+        `tfds_data_dir`) set: squad/v1.1, squad/v2.0, or what has their features.
       is_training: windows shuffled, for ever; or in order, once.
       seq_length: tokens of [CLS] question [SEP] window [SEP]; shorter ones are padded.
       doc_stride: tokens from the beginning of one window to that of the next; at most a window's length counts.
@@ -118,6 +120,29 @@ def read_squad(path: str) -> Squad:
         raise UserError(f"{path}: invalid UTF-8 at byte {error.start}") from error
     except ValueError as error:
         raise UserError(f"{path}: not JSON ({error})") from error
+    return _squad(content, path)
+
+
+def load_squad(params: QuestionAnsweringDataConfig) -> Squad:
+    """Returns what the file or the TensorFlow Datasets split that a config names holds; raises UserError."""
+    if not params.tfds_name:
+        return read_squad(params.input_path)
+    source, (dataset, info) = f"tfds_name={params.tfds_name}, tfds_split={params.tfds_split}", open_tfds(params)
+    if not {"id", "context", "question", "answers"} <= set(info.features):
+        raise UserError(f"{source}: its features are {', '.join(info.features)}, not those of squad/v1.1 or squad/v2.0")
+    asked = {}
+    for example in dataset.as_numpy_iterator():
+        answers = zip(example["answers"]["text"], example["answers"]["answer_start"], strict=True)
+        qa = {name: example[name].decode("utf-8", "replace") for name in ("id", "question")}
+        qa["answers"] = [dict(text=text.decode("utf-8", "replace"), answer_start=int(start)) for text, start in answers]
+        qa["is_impossible"] = bool(example.get("is_impossible", False))
+        asked.setdefault(example["context"].decode("utf-8", "replace"), []).append(qa)
+    paragraphs = [dict(context=context, qas=qas) for context, qas in asked.items()]
+    return _squad(dict(data=[dict(paragraphs=paragraphs)]), source)
+
+
+def _squad(content, path: str) -> Squad:
+    """Returns what SQuAD's JSON holds; raises UserError as `read_squad` does."""
     contexts, questions, misplaced, ids = [], [], [], set()
     for context, qas, where in _paragraphs(content, path):
         contexts.append(context)
@@ -332,7 +357,7 @@ class QuestionAnsweringDataLoader:
 
     def __init__(self, params: QuestionAnsweringDataConfig):
         self.params = params
-        squad = read_squad(params.input_path)
+        squad = load_squad(params)
         self.questions = [q for q in squad.questions if not params.is_training or q.span or not q.answers]
         self.tokenizer = Tokenizer(read_vocabulary(params.vocab_file), params.lower_case)
         self._contexts = [context.encode() for context in squad.contexts]
