@@ -17,7 +17,7 @@ import tf_keras
 from official.core import task_factory
 from tensorflow_serving.apis import prediction_log_pb2
 
-from shatter_tf import graph, model_dir, saved_model, serving
+from shatter_tf import graph, model_dir, saved_model, serving, trainer
 from shatter_tf.command_line import UserError
 from shatter_tf.config import ShatterConfig
 from shatter_tf.data import question_answering
@@ -356,6 +356,19 @@ def test_refusals(exported, tmp_path):
     (tmp_path / "other/params.yaml").write_text(params.replace("intermediate_size: 10", "intermediate_size: 11"))
     with pytest.raises(UserError, match="does not fit the settings beside it"):
         export(f"--model_dir={tmp_path}/other", f"--export_dir={tmp_path}/served")
+
+
+@pytest.mark.slow
+def test_the_graph_of_a_base_model_is_small(pretrain, tmp_path):
+    """With all that its size depends on: layers, parts, length and wordpieces; widths do not count."""
+    sizes = dict(num_layers=12, num_parts=12, hidden_size=24, max_sequence_length=512, vocab_size=30528)
+    more = ",".join(f"task.model.encoder.any.{name}={value}" for name, value in sizes.items())
+    run = pretrain(more=more + ",task.train_data.seq_length=512")
+    run.vocabulary += [f"word{i}" for i in range(30522 - len(run.vocabulary))]
+    model_dir.write(str(tmp_path / "run"), run)
+    trainer.Session(run, str(tmp_path / "run"))._save()
+    export(f"--model_dir={tmp_path}/run", f"--export_dir={tmp_path}/served")
+    assert 5e6 < (tmp_path / "served/1/saved_model.pb").stat().st_size < 10e6
 
 
 def test_predict_says_what_each_signature_gives(exported, capsys):
