@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import subprocess
 
 import numpy as np
 import pytest
@@ -21,6 +22,8 @@ from shatter_tf import checkpoints, experiments, model_dir, trainer
 from shatter_tf.command_line import UserError
 from shatter_tf.config import ShatterConfig
 
+ROOT = pathlib.Path(__file__).parents[1]
+TPU_PYTHON = ROOT / ".venv-tpu/bin/python"
 SMALL = "runtime.enable_xla=false,trainer.train_steps=2,trainer.steps_per_loop=1"
 
 
@@ -255,25 +258,44 @@ def test_restores_are_whole_or_refused(pretrain, classify, tmp_path, capsys):
         checkpoints.restore_pretrained(items, str(tmp_path), model)
 
 
-@pytest.mark.parametrize("experiment", ["pretrain", "classify", "regress", "tag"])
-@pytest.mark.parametrize("mode", ["train", "eval"])
-def test_steps_lower_to_static_shapes_on_the_device_alone(request, experiment, mode):
-    """What a TPU asks of a step: XLA takes it whole, in bfloat16, with no string, no dynamic shape and no host."""
-    params = request.getfixturevalue(experiment)().params
+def device_step(params, mode):
+    """Returns what a device is given of a step, for XLA and in bfloat16, and a batch of it."""
     tf_keras.mixed_precision.set_global_policy("mixed_bfloat16")
     task = task_factory.get_task(params.task)
     model, metrics = task.build_model(), task.build_metrics()
     optimizer = task.create_optimizer(params.trainer.optimizer_config)
     batch = next(iter(task.build_inputs(params.task.train_data if mode == "train" else params.task.validation_data)))
-    assert not any(tensor.dtype == tf.string for tensor in batch.values())
     arguments = dict(optimizer=optimizer) if mode == "train" else {}
     step = task.train_step if mode == "train" else task.validation_step
     function = tf.function(lambda x: step(x, model=model, metrics=metrics, **arguments)[task.loss], jit_compile=True)
     function.get_concrete_function(batch)  # makes the optimizer's variables
+    return function, batch
+
+
+@pytest.mark.parametrize("experiment", ["pretrain", "classify", "regress", "tag"])
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_steps_lower_to_static_shapes_on_the_device_alone(request, experiment, mode):
+    """What a TPU asks of a step: XLA takes it whole, in bfloat16, with no string, no dynamic shape and no host."""
+    function, batch = device_step(request.getfixturevalue(experiment)().params, mode)
+    assert not any(tensor.dtype == tf.string for tensor in batch.values())
     hlo = function.experimental_get_compiler_ir(batch)(stage="hlo")
     assert "bf16[" in hlo
     for word in ("<=", "infeed", "outfeed", "send(", "recv("):
         assert word not in hlo, word
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not TPU_PYTHON.exists(), reason="`make tpu-compiler` has not been run")
+@pytest.mark.parametrize("experiment", ["pretrain", "classify", "tag"])
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_the_tpu_compiler_takes_the_steps(request, tmp_path, experiment, mode):
+    function, batch = device_step(request.getfixturevalue(experiment)().params, mode)
+    module = tmp_path / "step.hlo.pb"
+    module.write_bytes(function.experimental_get_compiler_ir(batch)(stage="hlo_serialized"))
+    command = [TPU_PYTHON, ROOT / "shatter_tf/tpu_compiler.py", module, "v4:2x2x1"]
+    compiled = subprocess.run(command, capture_output=True, text=True, timeout=580)
+    assert compiled.returncode == 0, compiled.stderr
+    assert json.loads(compiled.stdout)["cycles"] > 1000
 
 
 GOLDEN = pathlib.Path(__file__).with_name("golden.json")
