@@ -138,7 +138,7 @@ def draw_attention(
       partition: r and f of `draw_partition`, to be drawn above the maps.
     """
     with style(tokens):
-        columns = 2 if len(maps) in (2, 4) else min(4, len(maps))
+        columns = 2 if len(maps) == 4 else -(-len(maps) // -(-len(maps) // 4))  # at most 4, and rows of like lengths
         rows = -(-len(maps) // columns)
         # In inches. A panel is a map, its tokens' names to the left and below, and its bars to the right.
         side = min(max(0.19 * len(tokens), 3.0), 12.0)
