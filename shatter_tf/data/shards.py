@@ -79,9 +79,10 @@ class Corpus:
             if os.path.basename(shard.file) != shard.file:
                 raise UserError(f"{path}: {shard.file} is not a plain file name")
             shard_path = os.path.join(directory, shard.file)
-            if not tf.io.gfile.exists(shard_path):
-                raise UserError(f"{shard_path}: no such file, but {path} names it")
-            size = tf.io.gfile.stat(shard_path).length
+            try:
+                size = tf.io.gfile.stat(shard_path).length
+            except tf.errors.OpError as error:
+                raise UserError(f"{shard_path}: no such file, but {path} names it") from error
             if shard.bytes and size != shard.bytes:  # else its rows, and all after them, would be others than before
                 raise UserError(
                     f"{shard_path}: {size:,} bytes, and {path} says {shard.bytes:,}; copy it again, or prepare it anew"
