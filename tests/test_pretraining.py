@@ -164,6 +164,9 @@ def test_a_corpus_that_is_not_what_it_was_is_refused(write_corpus, random_docume
     shard.write_bytes(whole[:-20])
     with pytest.raises(UserError, match=rf"{shard.name}: [\d,]+ bytes, and \S+corpus.json says [\d,]+; copy it again"):
         make_loader(str(path))
+    shard.unlink()
+    with pytest.raises(UserError, match=rf"{shard.name}: no such file, but \S+corpus.json names it"):
+        make_loader(str(path))
     shard.write_bytes(whole)
     for key, value in dict(train=[], seq_length="16", unigram_entropy=-1, lower_case=0, unknown_tokens=1.5).items():
         about.write_text(json.dumps({**json.loads(said), key: value}))
