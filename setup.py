@@ -36,5 +36,8 @@ setup(
         "pyyaml",
         "setuptools<82",  # tensorflow_hub, which Model Garden imports, needs its pkg_resources
     ],
-    extras_require={"beam": [BEAM], "test": [BEAM, "filelock", "pytest>=8", "pytest-xdist>=3.6", "ruff>=0.9"]},
+    extras_require={
+        "beam": [BEAM],
+        "test": [BEAM, "filelock", "hypothesis>=6.100", "pytest>=8", "pytest-xdist>=3.6", "ruff>=0.9"],
+    },
 )

@@ -1,12 +1,14 @@
 """What every command shares: one clear line for a user's mistake, and quiet libraries."""
 
 import argparse
+import contextlib
 import ctypes
 import difflib
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 _ABSL_ERROR = 2
 _WHERE_IN_A_GRAPH = ("Graph execution error", "Detected at node", "<stack traces unavailable>", "  ", "\t")
@@ -15,6 +17,35 @@ _LIBRARY_SUFFIX = ".2.dylib" if sys.platform == "darwin" else ".so.2"
 
 class UserError(Exception):
     """Something the user can mend. Its text says what, where and how; commands print it and exit with 2."""
+
+
+@contextlib.contextmanager
+def collected(problems: list[str]) -> Iterator[None]:
+    """Within it, what is raised as UserError is added to `problems`, once, so that more of them can be found.
+
+    Example:
+    >>> problems = []
+    >>> with collected(problems):
+    ...     raise UserError("no such file")
+    >>> problems
+    ['no such file']
+    """
+    try:
+        yield
+    except UserError as error:
+        if str(error) not in problems:
+            problems.append(str(error))
+
+
+def all_of(*parts: Callable[[], Any]) -> list:
+    """Returns what each of `parts` returns; raises UserError with the problems of all of them."""
+    results, problems = [], []
+    for part in parts:
+        with collected(problems):
+            results.append(part())
+    if problems:
+        raise UserError("; ".join(problems))
+    return results
 
 
 def new_parser(command: str, description: str) -> argparse.ArgumentParser:

@@ -177,9 +177,12 @@ def prepare_job(grid: Grid, job: Job, output_dir: str) -> tuple:
     with open(config_file, "w", encoding="utf8") as f:
         yaml.safe_dump(copy.deepcopy(job.settings), f, sort_keys=False)
     resolved = settings.resolve(
-        grid.experiment, config_file=config_file, data_dir=job.data_dir, init_checkpoint=job.init_checkpoint
+        grid.experiment,
+        config_file=config_file,
+        data_dir=job.data_dir,
+        init_checkpoint=job.init_checkpoint,
+        model_dir=os.path.join(directory, "model"),
     )
-    model_dirs.check(os.path.join(directory, "model"), resolved)
     return directory, resolved
 
 

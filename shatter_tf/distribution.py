@@ -10,6 +10,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from typing import Optional
 
 import tensorflow as tf
 from official.common import distribute_utils
@@ -101,6 +102,29 @@ def problems(runtime: cfg.RuntimeConfig) -> list[str]:
         found.append(
             f"TF_CONFIG names {workers} machines: use runtime.distribution_strategy={MULTI_WORKER}, or unset TF_CONFIG"
         )
+    return found
+
+
+def count_replicas(runtime: cfg.RuntimeConfig) -> Optional[int]:
+    """Returns how many replicas share a batch, or None where only the TPU itself can tell; starts no device."""
+    if runtime.distribution_strategy == TPU:
+        return None
+    if runtime.distribution_strategy == ONE_DEVICE:
+        return 1
+    gpus = runtime.num_gpus or len(tf.config.list_physical_devices("GPU"))
+    workers = len(_workers()[0]) if runtime.distribution_strategy == MULTI_WORKER else 1
+    return workers * max(1, gpus)
+
+
+def batch_problems(params: cfg.ExperimentConfig, replicas: int) -> list[str]:
+    """Returns a line for each batch that so many replicas cannot share."""
+    parts, found = params.trainer.accumulation_steps, []
+    for name, least in (("train_data", replicas * parts), ("validation_data", replicas)):
+        size = getattr(params.task, name).global_batch_size
+        if size % least:
+            by = f" in {parts} parts each" if least > replicas else ""
+            who = f"{replicas} replica{'s' * (replicas > 1)}"
+            found.append(f"task.{name}.global_batch_size={size} cannot be shared by {who}{by}")
     return found
 
 

@@ -7,6 +7,7 @@ still unset then follows from the data and from train_steps.
 import collections.abc
 import copy
 import dataclasses
+import functools
 import itertools
 import operator
 import os
@@ -25,7 +26,7 @@ from official.modeling import hyperparams, optimization
 from shatter_tf import distribution
 from shatter_tf import model_dir as model_dirs
 from shatter_tf.baselines import BertConfig
-from shatter_tf.command_line import UserError, first_line, nearest, say
+from shatter_tf.command_line import UserError, all_of, collected, first_line, nearest, say
 from shatter_tf.config import ShatterConfig
 from shatter_tf.data import labelled, question_answering, tagging
 from shatter_tf.data.pretraining import PretrainDataConfig
@@ -34,7 +35,7 @@ from shatter_tf.data.tokenizer import read_vocabulary
 from shatter_tf.encoder import feed_forward_activation
 from shatter_tf.experiments import NAMES
 from shatter_tf.model_dir import Run
-from shatter_tf.tasks import OPTIMIZERS, RegressConfig
+from shatter_tf.tasks import OPTIMIZERS, EncoderConfig, RegressConfig, metric_names
 
 _SHARED_ENCODER_FIELDS = [
     field.name for field in dataclasses.fields(BertConfig) if hasattr(ShatterConfig(), field.name)
@@ -193,8 +194,10 @@ def _fits(value, hint) -> bool:
 
 def _override_all(params: cfg.ExperimentConfig, config_file: Optional[str], params_override: str) -> dict:
     """Overrides `params` by the file and the flag; returns what they say, as one."""
-    said = {f"--config_file={config_file}": read_config_file(config_file) if config_file else {}}
-    said["--params_override"] = parse_override(params_override)
+    of_file, of_flag = all_of(
+        lambda: read_config_file(config_file) if config_file else {}, lambda: parse_override(params_override)
+    )
+    said = {f"--config_file={config_file}": of_file, "--params_override": of_flag}
     problems = [
         f"{where}: {problem}" for where, settings in said.items() for problem in _key_problems(params, settings)
     ]
@@ -216,19 +219,23 @@ def resolve(
     params_override: str = "",
     data_dir: Optional[str] = None,
     init_checkpoint: Optional[str] = None,
+    model_dir: Optional[str] = None,
 ) -> Run:
     """Returns the run that the arguments, the flags of `shatter_tf.train`, describe.
 
     Raises:
-      UserError: for anything in them, or in the files they name, that would stop the run later.
+      UserError: with everything in them, or in the files and devices they name, that would stop the run later; but with
+        the names and types of settings alone where these are wrong.
     """
     if experiment not in NAMES:
         raise UserError(
             f"--experiment={experiment}: no such experiment; there are {', '.join(NAMES)}{nearest(experiment, NAMES)}"
         )
     params = exp_factory.get_exp_config(experiment)
-    task = params.task
-    initial = model_dirs.read(init_checkpoint, "--init_checkpoint") if init_checkpoint else None
+    task, initial, vocabulary, lower_case, found = params.task, None, [], True, []
+    if init_checkpoint:
+        with collected(found):
+            initial = model_dirs.read(init_checkpoint, "--init_checkpoint")
     if initial:
         encoder = initial.params.task.model.encoder
         task.model.encoder.override(encoder.as_dict(), is_strict=True)
@@ -243,11 +250,21 @@ def resolve(
         "shatter/answer": _load_questions,
     }
     load_data = loaders.get(experiment, _load_labelled)
-    vocabulary, lower_case = load_data(params, explicit, data_dir, initial)
-    if initial and initial.vocabulary != vocabulary:
-        raise UserError(f"--init_checkpoint={init_checkpoint}: its vocabulary is not the one of this run")
-    _derive(params, explicit, len(vocabulary))
-    return Run(experiment, params, vocabulary, lower_case)
+    _share_with_validation(task, explicit)
+    if not found:  # else it is not known which vocabulary the data is for
+        with collected(found):
+            vocabulary, lower_case = load_data(params, data_dir, initial, found)
+            if initial and initial.vocabulary != vocabulary:
+                found.append(f"--init_checkpoint={init_checkpoint}: its vocabulary is not the one of this run")
+    _share_with_validation(task, explicit)
+    found += _derive(params, explicit, len(vocabulary))
+    run = Run(experiment, params, vocabulary, lower_case)
+    if model_dir and vocabulary:
+        with collected(found):
+            model_dirs.check(model_dir, run)
+    if found:
+        raise UserError("; ".join(found))
+    return run
 
 
 def resolve_without_data(*, config_file: Optional[str] = None, params_override: str = "") -> cfg.ExperimentConfig:
@@ -255,17 +272,20 @@ def resolve_without_data(*, config_file: Optional[str] = None, params_override: 
     params = exp_factory.get_exp_config("shatter/pretrain")
     explicit = _override_all(params, config_file, params_override)
     _share_with_validation(params.task, explicit)
-    _derive(params, explicit, params.task.model.encoder.any.vocab_size)
+    found = _derive(params, explicit, params.task.model.encoder.any.vocab_size)
+    if found:
+        raise UserError("; ".join(found))
     return params
 
 
-def _derive(params: cfg.ExperimentConfig, explicit: dict, vocabulary_size: int) -> None:
-    """Sets what is still unset, and raises UserError with all that would fail later."""
+def _derive(params: cfg.ExperimentConfig, explicit: dict, vocabulary_size: int) -> list[str]:
+    """Sets what is still unset; returns a line for everything that would fail later.
+
+    A vocabulary size of 0 stands for data that could not be read; then nothing is said of what follows from it.
+    """
     _derive_encoder(params, explicit, vocabulary_size)
     _derive_trainer(params, explicit)
-    problems = _unheeded(params) + _problems(params, vocabulary_size)
-    if problems:
-        raise UserError("; ".join(problems))
+    return _unheeded(params) + _problems(params, vocabulary_size)
 
 
 def _share_with_validation(task: cfg.TaskConfig, explicit: dict) -> None:
@@ -297,22 +317,19 @@ def _choose_tfds_splits(task: cfg.TaskConfig, data_dir: Optional[str]) -> None:
         data.tfds_split = data.tfds_split or (split if data.tfds_name else "")
 
 
-def _load_corpus(params, explicit, data_dir, initial) -> tuple[list[str], bool]:
+def _load_corpus(params, data_dir, initial, found) -> tuple[list[str], bool]:
     train, validation = params.task.train_data, params.task.validation_data
     _refuse_tfds(params.task, "--data_dir, a directory made by `python -m shatter_tf.prepare`")
     train.input_path = train.input_path or data_dir or ""
     validation.input_path = validation.input_path or data_dir or train.input_path
     if not train.input_path:
         raise UserError("no corpus: give --data_dir, a directory made by `python -m shatter_tf.prepare`")
-    corpus = Corpus.read(train.input_path)
-    if validation.input_path != train.input_path:
-        other = Corpus.read(validation.input_path)
-        if other.vocabulary_sha256 != corpus.vocabulary_sha256:
-            raise UserError(f"{validation.input_path}: prepared with another vocabulary than {train.input_path}")
+    corpus, other = all_of(lambda: Corpus.read(train.input_path), lambda: Corpus.read(validation.input_path))
+    if other.vocabulary_sha256 != corpus.vocabulary_sha256:
+        found.append(f"{validation.input_path}: prepared with another vocabulary than {train.input_path}")
     train.seq_length = train.seq_length or corpus.seq_length
     if initial and initial.lower_case != corpus.lower_case:
-        raise UserError(f"{train.input_path}: its casing is not that of --init_checkpoint")
-    _share_with_validation(params.task, explicit)
+        found.append(f"{train.input_path}: its casing is not that of --init_checkpoint")
     return read_vocabulary(os.path.join(train.input_path, VOCABULARY_FILE)), corpus.lower_case
 
 
@@ -328,37 +345,39 @@ def _load_vocabulary(params, initial) -> list[str]:
     return read_vocabulary(train.vocab_file)
 
 
-def _load_labelled(params, explicit, data_dir, initial) -> tuple[list[str], bool]:
+def _load_labelled(params, data_dir, initial, found) -> tuple[list[str], bool]:
     train, validation = params.task.train_data, params.task.validation_data
-    vocabulary = _load_vocabulary(params, initial)
-    _share_with_validation(params.task, explicit)
     _choose_tfds_splits(params.task, data_dir)
-    if data_dir:
-        train.input_path = train.input_path or labelled.find_file(data_dir, "train")
-        validation.input_path = validation.input_path or labelled.find_file(data_dir, "dev")
-    train_rows, validation_rows = labelled.load_rows(train), labelled.load_rows(validation)
+
+    def load(data, split):
+        if data_dir:
+            data.input_path = data.input_path or labelled.find_file(data_dir, split)
+        return labelled.load_rows(data)
+
+    vocabulary, train_rows, validation_rows = all_of(
+        lambda: _load_vocabulary(params, initial), lambda: load(train, "train"), lambda: load(validation, "dev")
+    )
     if len(train_rows[0].texts) != len(validation_rows[0].texts):
-        raise UserError(
-            f"{validation_rows[0].where}: texts and pairs of texts cannot be mixed with {train_rows[0].where}"
-        )
+        found.append(f"{validation_rows[0].where}: texts and pairs of texts cannot be mixed with {train_rows[0].where}")
     params.task.pairs = len(train_rows[0].texts) == 2
     if train.global_batch_size > len(train_rows):
-        raise UserError(f"{len(train_rows)} training rows are fewer than global_batch_size={train.global_batch_size}")
+        found.append(f"{len(train_rows)} training rows are fewer than global_batch_size={train.global_batch_size}")
     if isinstance(params.task, RegressConfig):
         if train.labels or validation.labels:
-            raise UserError("task.train_data.labels: regression is to numbers, which have no names; leave it out")
+            found.append("task.train_data.labels: regression is to numbers, which have no names; leave it out")
         outputs, what = 1, "a number for each row"
-        for rows in (train_rows, validation_rows):
-            labelled.label_numbers(rows)
+        read_labels = labelled.label_numbers
     else:
         train.labels = validation.labels = _labels(train, train_rows[0].where, (row.label for row in train_rows))
         outputs, what = len(train.labels), f"{len(train.labels)} labels"
-        for rows in (train_rows, validation_rows):
-            labelled.label_ids(rows, train.labels)
+        read_labels = functools.partial(labelled.label_ids, labels=train.labels)
+    for rows in (train_rows, validation_rows):
+        with collected(found):
+            read_labels(rows)
     model = params.task.model
     model.num_classes = model.num_classes or outputs
     if model.num_classes != outputs:
-        raise UserError(f"task.model.num_classes={model.num_classes}, but the data has {what}")
+        found.append(f"task.model.num_classes={model.num_classes}, but the data has {what}")
     return vocabulary, train.lower_case
 
 
@@ -370,53 +389,61 @@ def _labels(train: cfg.DataConfig, where: str, labels: Iterable[str]) -> list[st
     return names
 
 
-def _load_tagged(params, explicit, data_dir, initial) -> tuple[list[str], bool]:
+def _load_tagged(params, data_dir, initial, found) -> tuple[list[str], bool]:
     task = params.task
     train, validation = task.train_data, task.validation_data
     _refuse_tfds(task, "--data_dir, with train and dev files (.tsv or .jsonl)")
-    vocabulary = _load_vocabulary(params, initial)
-    _share_with_validation(task, explicit)
-    if data_dir:
-        train.input_path = train.input_path or labelled.find_file(data_dir, "train", tagging.EXTENSIONS)
-        validation.input_path = validation.input_path or labelled.find_file(data_dir, "dev", tagging.EXTENSIONS)
-    if not train.input_path or not validation.input_path:
-        raise UserError("no tagged sentences: give --data_dir, with train and dev files (.tsv or .jsonl)")
-    sentences, validation_sentences = (tagging.read_sentences(data.input_path) for data in (train, validation))
+
+    def load(data, split):
+        if data_dir:
+            data.input_path = data.input_path or labelled.find_file(data_dir, split, tagging.EXTENSIONS)
+        if not data.input_path:
+            raise UserError("no tagged sentences: give --data_dir, with train and dev files (.tsv or .jsonl)")
+        return tagging.read_sentences(data.input_path)
+
+    vocabulary, sentences, validation_sentences = all_of(
+        lambda: _load_vocabulary(params, initial), lambda: load(train, "train"), lambda: load(validation, "dev")
+    )
     if train.global_batch_size > len(sentences):
-        raise UserError(
-            f"{len(sentences)} training sentences are fewer than global_batch_size={train.global_batch_size}"
-        )
+        found.append(f"{len(sentences)} training sentences are fewer than global_batch_size={train.global_batch_size}")
     train.labels = train.labels or task.class_names or []
     tags = itertools.chain.from_iterable(sentence.tags for sentence in sentences)
     task.class_names = train.labels = validation.labels = _labels(train, train.input_path, tags)
     for part in (sentences, validation_sentences):
-        tagging.tag_ids(part, train.labels)
+        with collected(found):
+            tagging.tag_ids(part, train.labels)
     return vocabulary, train.lower_case
 
 
-def _load_questions(params, explicit, data_dir, initial) -> tuple[list[str], bool]:
-    task, found = params.task, {}
-    vocabulary = _load_vocabulary(params, initial)
-    _share_with_validation(task, explicit)
+def _load_questions(params, data_dir, initial, found) -> tuple[list[str], bool]:
+    task = params.task
     _choose_tfds_splits(task, data_dir)
-    for data, file in ((task.train_data, "train.json"), (task.validation_data, "dev.json")):
+
+    def load(data, file):
         data.input_path = data.input_path or (os.path.join(data_dir, file) if data_dir else "")
         if not data.tfds_name and not data.input_path:
             raise UserError(
                 "no questions: give --data_dir, with train.json and dev.json in SQuAD's format, or "
                 "task.train_data.tfds_name, squad/v1.1 or squad/v2.0"
             )
-        found[file] = squad = question_answering.load_squad(data)
+        return question_answering.load_squad(data)
+
+    vocabulary, train, validation = all_of(
+        lambda: _load_vocabulary(params, initial),
+        lambda: load(task.train_data, "train.json"),
+        lambda: load(task.validation_data, "dev.json"),
+    )
+    for squad in (train, validation):
         if squad.misplaced:
             say(
                 f"{squad.path}: the texts of {len(squad.misplaced)} answers, the first of question "
                 f"{squad.misplaced[0]!r}, do not stand at their answer_start; nothing is learnt from them"
             )
-    task.version_2_with_negative = found["train.json"].some_unanswerable
-    if found["dev.json"].some_unanswerable and not task.version_2_with_negative:
-        raise UserError(
-            f"{found['dev.json'].path}: some of its questions have no answer, as in SQuAD 2.0, but all of "
-            f"{found['train.json'].path} have one; give both in the same version"
+    task.version_2_with_negative = train.some_unanswerable
+    if validation.some_unanswerable and not task.version_2_with_negative:
+        found.append(
+            f"{validation.path}: some of its questions have no answer, as in SQuAD 2.0, but all of "
+            f"{train.path} have one; give both in the same version"
         )
     return vocabulary, task.train_data.lower_case
 
@@ -426,7 +453,7 @@ def _derive_encoder(params: cfg.ExperimentConfig, explicit: dict, vocabulary_siz
     encoder, pretrained = params.task.model.encoder, bool(params.task.init_checkpoint)
     own = _dig(explicit, "task", "model", "encoder")
     shatter = encoder.any
-    if not pretrained and "vocab_size" not in _dig(own, "any"):
+    if vocabulary_size and not pretrained and "vocab_size" not in _dig(own, "any"):
         shatter.vocab_size = -(-vocabulary_size // 64) * 64  # whole tiles of a matrix unit
     if encoder.type == "bert":
         shared = {name: getattr(shatter, name) for name in _SHARED_ENCODER_FIELDS}
@@ -452,7 +479,7 @@ def _derive_trainer(params: cfg.ExperimentConfig, explicit: dict) -> None:
     if getattr(rate, "decay_steps", 0) is None:
         rate.decay_steps = max(1, steps)
     if getattr(warmup, "warmup_steps", 0) is None:
-        warmup.warmup_steps = steps // 10
+        warmup.warmup_steps = max(0, steps // 10)
     trainer.steps_per_loop = min(trainer.steps_per_loop or max(1, min(100, steps // 20)), max(1, steps))
     loop = trainer.steps_per_loop
     trainer.summary_interval = trainer.summary_interval or loop
@@ -470,26 +497,30 @@ def _unheeded(params: cfg.ExperimentConfig) -> list[str]:
     return [f"{name}={values[name]}: nothing here goes by it; leave it out" for name in changed]
 
 
-def _problems(params: cfg.ExperimentConfig, vocabulary_size: int) -> list[str]:
-    """Returns a line for everything in the settings that would fail later."""
-    task, trainer, runtime = params.task, params.trainer, params.runtime
-    if task.model.encoder.type not in ("any", "bert"):
-        return [f"task.model.encoder.type={task.model.encoder.type}: use any, which is Shatter, or bert"]
-    found = []
-    encoder = task.model.encoder.get()
-    prefix = f"task.model.encoder.{task.model.encoder.type}"
-    found += [f"{prefix}.{problem}" for problem in encoder.problems()]
+def _encoder_problems(config: EncoderConfig, vocabulary_size: int) -> list[str]:
+    if config.type not in ("any", "bert"):
+        return [f"task.model.encoder.type={config.type}: use any, which is Shatter, or bert"]
+    encoder, prefix = config.get(), f"task.model.encoder.{config.type}"
+    found = [f"{prefix}.{problem}" for problem in encoder.problems()]
     try:
         feed_forward_activation(encoder.hidden_activation)
     except ValueError:
         found.append(
             f"{prefix}.hidden_activation={encoder.hidden_activation}: no such activation; try squared_relu, gelu"
         )
-    longest = encoder.max_position_embeddings if task.model.encoder.type == "bert" else encoder.max_sequence_length
     if encoder.vocab_size < vocabulary_size:
         found.append(
             f"{prefix}.vocab_size={encoder.vocab_size} is less than the vocabulary's {vocabulary_size} wordpieces"
         )
+    return found
+
+
+def _problems(params: cfg.ExperimentConfig, vocabulary_size: int) -> list[str]:
+    """Returns a line for everything in the settings that would fail later."""
+    task, trainer, runtime = params.task, params.trainer, params.runtime
+    found = _encoder_problems(task.model.encoder, vocabulary_size)
+    encoder = task.model.encoder.get()
+    longest = getattr(encoder, "max_position_embeddings", None) or getattr(encoder, "max_sequence_length", None)
     for name in ("vocab_file", "lower_case"):
         own, others = (getattr(data, name, None) for data in (task.validation_data, task.train_data))
         if own != others:
@@ -498,14 +529,21 @@ def _problems(params: cfg.ExperimentConfig, vocabulary_size: int) -> list[str]:
         data = getattr(task, name)
         if data.global_batch_size < 1:
             found.append(f"task.{name}.global_batch_size={data.global_batch_size} is not positive")
-        if data.seq_length < 8:
+        if data.seq_length < 8 and (data.seq_length or vocabulary_size):
             found.append(f"task.{name}.seq_length={data.seq_length} is less than 8")
         elif longest and data.seq_length > longest:
             found.append(f"task.{name}.seq_length={data.seq_length} is longer than the encoder's {longest} positions")
         if data.enable_tf_data_service and not isinstance(data, PretrainDataConfig):
             found.append(f"task.{name}.enable_tf_data_service is for pretraining; leave it out")
         found += [f"task.{name}.{problem}" for problem in getattr(data, "problems", list)()]
-    found += [f"task.{problem}" for problem in getattr(task, "problems", list)()]
+    of_task = [f"task.{problem}" for problem in getattr(task, "problems", list)()]
+    found += of_task
+    if vocabulary_size and not of_task:
+        metric, known = trainer.best_checkpoint_eval_metric, metric_names(task)
+        if metric not in known:
+            found.append(
+                f"trainer.best_checkpoint_eval_metric={metric}: there are {', '.join(known)}{nearest(metric, known)}"
+            )
     for name in _POSITIVE:
         if getattr(trainer, name) < 1:
             found.append(f"trainer.{name}={getattr(trainer, name)} is not positive")
@@ -541,5 +579,8 @@ def _problems(params: cfg.ExperimentConfig, vocabulary_size: int) -> list[str]:
         )
     if optimizer.ema is not None:
         found.append("trainer.optimizer_config.ema: its optimizer cannot skip steps that are not finite; leave it out")
-    found += distribution.problems(runtime)
-    return found
+    of_devices = distribution.problems(runtime)
+    replicas = None if of_devices else distribution.count_replicas(runtime)
+    if replicas and trainer.accumulation_steps > 0:
+        found += distribution.batch_problems(params, replicas)
+    return found + of_devices

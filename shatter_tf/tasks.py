@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 from official.core import base_task, task_factory
+from official.core import config_definitions as cfg
 from official.nlp.configs import bert, encoders
 from official.nlp.data import data_loader_factory
 from official.nlp.modeling import models
@@ -127,7 +128,7 @@ class ClassifyConfig(sentence_prediction.SentencePredictionConfig):
         if self.metric_type not in self.metric_types:
             near = nearest(self.metric_type, self.metric_types)
             return [f"metric_type={self.metric_type}: use {' or '.join(self.metric_types)}{near}"]
-        if self.metric_type == "f1" and self.model.num_classes != 2:
+        if self.metric_type == "f1" and self.model.num_classes not in (0, 2):
             return [f"metric_type=f1 is of two labels, but the data has {self.model.num_classes}"]
         return []
 
@@ -285,6 +286,13 @@ class _Task:
     @without_autograph
     def validation_step(self, inputs, model, metrics=None):
         return super().validation_step(inputs, model, metrics)
+
+
+def metric_names(config: cfg.TaskConfig) -> list[str]:
+    """Returns the names of what an evaluation reports; starts no device."""
+    with tf.Graph().as_default():
+        task = task_factory.get_task(config)
+        return ["loss", *(metric.name for metric in task.build_metrics(training=False)), *task.aggregated_metrics]
 
 
 def _sum_over_replicas(tensors):

@@ -49,7 +49,6 @@ def main(argv: list[str]) -> None:
     if args.mode != "eval":
         stop.listen()
     from shatter_tf import checkpoints, distribution, settings, trainer
-    from shatter_tf import model_dir as model_dirs
 
     quieten_logging()
     resolved = settings.resolve(
@@ -58,8 +57,8 @@ def main(argv: list[str]) -> None:
         params_override=args.params_override,
         data_dir=args.data_dir,
         init_checkpoint=args.init_checkpoint,
+        model_dir=args.model_dir,
     )
-    model_dirs.check(args.model_dir, resolved)
     if args.mode == "eval" and not checkpoints.latest_checkpoint(args.model_dir):
         raise UserError(f"--model_dir={args.model_dir}: no checkpoint to evaluate")
     try:

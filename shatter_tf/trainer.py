@@ -16,9 +16,9 @@ from official.modeling import performance
 
 from shatter_tf import model_dir as model_dirs
 from shatter_tf.checkpoints import BEST_SUBDIR, PREFIX, checkpoint_step, count_parameters, latest_checkpoint
-from shatter_tf.command_line import UserError, first_line, nearest, say
+from shatter_tf.command_line import UserError, first_line, say
 from shatter_tf.data.shards import Corpus
-from shatter_tf.distribution import agree, build_strategy, check_alike, is_chief, with_others
+from shatter_tf.distribution import agree, batch_problems, build_strategy, check_alike, is_chief, with_others
 from shatter_tf.model_dir import NOT_FINITE_FILE, Run
 from shatter_tf.preemption import StopRequest
 
@@ -135,7 +135,7 @@ class Session:
       strategy: what it runs on; built from `run.params.runtime` if left out.
 
     Raises:
-      UserError: for batches that the devices cannot share, a metric that is none, or checkpoints that do not fit.
+      UserError: for batches that the devices cannot share, or checkpoints that do not fit.
       WorkerLost: when another process of the run is gone.
     """
 
@@ -145,7 +145,9 @@ class Session:
         strategy = strategy or build_strategy(runtime)
         remote = (tf.distribute.MultiWorkerMirroredStrategy, tf.distribute.TPUStrategy)
         self._others = isinstance(strategy, remote) or self.params.task.train_data.enable_tf_data_service
-        self._check_batches(strategy.num_replicas_in_sync)
+        problems = batch_problems(self.params, strategy.num_replicas_in_sync)
+        if problems:
+            raise UserError("; ".join(problems))
         self.checkpoint = latest_checkpoint(model_dir)
         start_step = checkpoint_step(self.checkpoint) if self.checkpoint else 0
         with with_others(self._others):
@@ -168,12 +170,6 @@ class Session:
                 optimizer=task.create_optimizer(trainer.optimizer_config, runtime),
                 input_seconds=self.input_seconds,
             )
-            metrics = ["loss", *(metric.name for metric in self.trainer.validation_metrics), *task.aggregated_metrics]
-            if trainer.best_checkpoint_eval_metric not in metrics:
-                raise UserError(
-                    f"trainer.best_checkpoint_eval_metric={trainer.best_checkpoint_eval_metric}: there are "
-                    f"{', '.join(metrics)}{nearest(trainer.best_checkpoint_eval_metric, metrics)}"
-                )
             # Otherwise the first step makes these, and is traced twice for it; a checkpoint may lack them unnoticed.
             self.trainer.optimizer.inner_optimizer._create_all_weights(self.trainer.model.trainable_variables)
             self._restore()
@@ -190,14 +186,6 @@ class Session:
         self.history = model_dirs.read_history(model_dir, last_step=self.step)
         # Of training, without evaluations and checkpoints; what a killed run did after its last evaluation is lost.
         self.seconds = self.history[-1]["seconds"] if self.history else 0.0
-
-    def _check_batches(self, replicas: int) -> None:
-        parts = self.params.trainer.accumulation_steps
-        for name, least in (("train_data", replicas * parts), ("validation_data", replicas)):
-            size = getattr(self.params.task, name).global_batch_size
-            if size % least:
-                by = f" in {parts} parts each" if least > replicas else ""
-                raise UserError(f"task.{name}.global_batch_size={size} cannot be shared by {replicas} replicas{by}")
 
     def _restore(self) -> None:
         if not self.checkpoint:

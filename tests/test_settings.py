@@ -108,6 +108,78 @@ def test_refused(pretrain, override, message):
         pretrain(override)
 
 
+ENCODER = "task.model.encoder.any"
+
+
+def assert_refused(messages, experiment, **flags):
+    with pytest.raises(UserError) as refusal:
+        settings.resolve(experiment, **flags)
+    for message in messages:
+        assert message in str(refusal.value), str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_files_settings_and_devices_are_refused_at_once(tmp_path):
+    (tmp_path / "train.tsv").write_text("the cat\n")
+    override = f"{ENCODER}.dropout_rate=2,trainer.train_steps=0,runtime.num_gpus=99,task.train_data.vocab_file=nowhere"
+    assert_refused(
+        [
+            "train.tsv:1: 1 column(s); expected",
+            f"--data_dir={tmp_path}: no dev.tsv, .csv or .jsonl",
+            "nowhere: no such vocabulary file",
+            f"{ENCODER}.dropout_rate=2 is not in [0, 1)",
+            "trainer.train_steps=0 is not positive",
+            "runtime.num_gpus=99, but this machine has 0",
+        ],
+        "shatter/classify",
+        data_dir=str(tmp_path),
+        params_override=override,
+    )
+
+
+def test_what_the_data_says_is_refused_at_once(tmp_path, vocab_file):
+    (tmp_path / "train.tsv").write_text("the cat\t1\nthe dog\t2\n")
+    (tmp_path / "dev.tsv").write_text("the cat\t3\n")
+    override = "task.train_data.global_batch_size=3,task.model.num_classes=5,trainer.accumulation_steps=2"
+    assert_refused(
+        [
+            "dev.tsv:1: the label '3' is not among the training labels",
+            "2 training rows are fewer than global_batch_size=3",
+            "task.model.num_classes=5, but the data has 2 labels",
+            f"--model_dir={tmp_path}: not empty, and not a training directory",
+            "trainer.best_checkpoint_eval_metric=los: there are loss, cls_accuracy (did you mean loss?)",
+            "task.train_data.global_batch_size=3 cannot be shared by 1 replica in 2 parts each",
+        ],
+        "shatter/classify",
+        data_dir=str(tmp_path),
+        model_dir=str(tmp_path),
+        params_override=f"{override},trainer.best_checkpoint_eval_metric=los,task.train_data.vocab_file={vocab_file}",
+    )
+
+
+def test_a_checkpoint_that_is_none_is_refused_with_the_settings(tmp_path):
+    assert_refused(
+        [f"--init_checkpoint={tmp_path}: not a training directory", "trainer.train_steps=-1 is not positive"],
+        "shatter/answer",
+        init_checkpoint=str(tmp_path),
+        params_override="trainer.train_steps=-1",
+    )
+
+
+@pytest.mark.parametrize(
+    ("experiment", "message"),
+    [
+        ("shatter/pretrain", "no corpus: give --data_dir"),
+        ("shatter/classify", "no labelled text: give --data_dir"),
+        ("shatter/tag", "no tagged sentences: give --data_dir"),
+        ("shatter/answer", "no questions: give --data_dir"),
+    ],
+)
+def test_without_data_the_settings_are_checked_all_the_same(experiment, message, vocab_file):
+    override = f"{ENCODER}.num_layers=0" + f",task.train_data.vocab_file={vocab_file}" * (experiment[-8:] != "pretrain")
+    assert_refused([message, f"{ENCODER}.num_layers=0 is not positive"], experiment, params_override=override)
+
+
 @pytest.mark.parametrize(
     ("override", "comparison"),
     [

@@ -54,7 +54,7 @@ class PretrainDataConfig(cfg.DataConfig):
     def problems(self) -> list[str]:
         """Returns a line for everything that would fail later."""
         found = [] if 0 < self.mask_rate < 1 else [f"mask_rate={self.mask_rate} is not between 0 and 1"]
-        if not 0 <= self.max_predictions_per_seq <= self.seq_length:
+        if self.seq_length and not 0 <= self.max_predictions_per_seq <= self.seq_length:
             found.append(f"max_predictions_per_seq={self.max_predictions_per_seq} is not between 0 and seq_length")
         if self.enable_tf_data_service and not self.is_training:
             found.append("enable_tf_data_service: validation reads each row once, on this machine; leave it out")
