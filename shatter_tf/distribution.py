@@ -9,8 +9,11 @@ import hashlib
 import json
 import os
 import re
+import socket
+import time
 from collections.abc import Iterator
 from typing import Optional
+from urllib.parse import urlsplit
 
 import tensorflow as tf
 from official.common import distribute_utils
@@ -19,6 +22,9 @@ from official.core import config_definitions as cfg
 from shatter_tf.command_line import UserError, first_line, nearest, say
 
 ONE_DEVICE, MIRRORED, MULTI_WORKER, TPU = STRATEGIES = ("one_device", "mirrored", "multi_worker_mirrored", "tpu")
+
+
+_MOST_SECONDS_TO_COME = 3600.0
 
 
 class WorkerLost(Exception):
@@ -128,6 +134,47 @@ def batch_problems(params: cfg.ExperimentConfig, replicas: int) -> list[str]:
     return found
 
 
+def _split_address(address: str) -> tuple[str, int]:
+    """Returns host and port of an address in TF_CONFIG; raises UserError."""
+    try:
+        parts = urlsplit(f"//{address}")
+        if not parts.hostname or not parts.port:
+            raise ValueError("expected host:port")
+    except ValueError as error:
+        raise UserError(f"TF_CONFIG: {address}: {error}") from error
+    return parts.hostname, parts.port
+
+
+def _wait_for_all(addresses: list[str], index: int) -> None:
+    """Waits until something answers at the addresses of all machines, and answers at this one's meanwhile.
+
+    TensorFlow waits, too, but holds Python's lock in doing so: the process could not be stopped.
+
+    Raises:
+      UserError: when this machine's own address cannot be had.
+      WorkerLost: when not all machines come within an hour.
+    """
+    hosts = [_split_address(address) for address in addresses]
+    missing = {i for i in range(len(hosts)) if i != index}
+    if index == 0 and missing:
+        say(f"waiting for {len(missing)} more worker{'s' * (len(missing) > 1)}")
+    try:
+        server = socket.create_server(("", hosts[index][1]))
+    except OSError as error:
+        raise UserError(f"{addresses[index]} in TF_CONFIG: {error.strerror}") from error
+    deadline = time.monotonic() + _MOST_SECONDS_TO_COME
+    with server:
+        while True:
+            for i in sorted(missing):
+                with contextlib.suppress(OSError), socket.create_connection(hosts[i], timeout=1):
+                    missing.remove(i)
+            if not missing:
+                return
+            if time.monotonic() > deadline:
+                raise WorkerLost(f"{', '.join(addresses[i] for i in sorted(missing))} did not come")
+            time.sleep(0.1)
+
+
 def build_strategy(runtime: cfg.RuntimeConfig) -> tf.distribute.Strategy:
     """Returns the strategy that `runtime` names, on all GPUs of the machine unless `num_gpus` says how many.
 
@@ -143,8 +190,7 @@ def build_strategy(runtime: cfg.RuntimeConfig) -> tf.distribute.Strategy:
     name = runtime.distribution_strategy
     if name == MULTI_WORKER:  # must come before TensorFlow starts any device
         workers, index = _workers()
-        if len(workers) > 1 and index == 0:
-            say(f"waiting for {len(workers) - 1} more worker{'s' * (len(workers) > 2)}")
+        _wait_for_all(workers, index)
         try:
             return distribute_utils.get_distribution_strategy(name, all_reduce_alg=runtime.all_reduce_alg)
         except (ValueError, tf.errors.UnknownError) as error:  # the latter for a port that is taken

@@ -27,7 +27,6 @@ class StopRequest:
         self.unsaved, self.saving = threading.Lock(), threading.Lock()
         self.patience = 20.0
         self._asked = threading.Event()
-        self._listening = False
 
     @property
     def asked(self) -> bool:
@@ -36,19 +35,15 @@ class StopRequest:
     def listen(self) -> None:
         """Heeds the signals from now on; a second one ends the process.
 
-        To be called again when TensorFlow has begun to talk to other machines: it takes SIGTERM for itself then.
+        To be called before libraries start threads: signals are blocked in this one and those that it starts, so that a
+        thread can wait for them. Handlers would not do: TensorFlow, when it talks to other machines, sets its own.
         """
-        if not self._listening:
-            reader, writer = os.pipe()
-            os.set_blocking(writer, False)
-            signal.set_wakeup_fd(writer)
-            threading.Thread(target=self._wait, args=(reader,), daemon=True).start()
-            self._listening = True
-        for number in _SIGNALS:
-            signal.signal(number, lambda number, frame: signal.signal(number, signal.SIG_DFL))
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        threading.Thread(target=self._wait, daemon=True).start()
 
-    def _wait(self, reader: int) -> None:
-        os.read(reader, 1)
+    def _wait(self) -> None:
+        signal.sigwait(_SIGNALS)
+        threading.Thread(target=lambda: os._exit(128 + signal.sigwait(_SIGNALS)), daemon=True).start()
         self._asked.set()
         saved = self.unsaved.acquire(timeout=self.patience)
         with self.saving:

@@ -9,6 +9,7 @@ import copy
 import dataclasses
 import functools
 import itertools
+import math
 import operator
 import os
 import re
@@ -63,6 +64,9 @@ _POSITIVE = (
     *("accumulation_steps", "max_skipped_steps", "max_to_keep"),
 )
 
+
+# Of optimizers: what is left of a mean after a step.
+_FRACTIONS = ("beta_1", "beta_2", "rho", "momentum")
 
 # Model Garden's settings that nothing here goes by.
 _UNHEEDED = {
@@ -182,7 +186,7 @@ def _fits(value, hint) -> bool:
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return any(_fits(value, part) for part in typing.get_args(hint))
     if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value)
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
     if hint in (bool, str, type(None)):
@@ -190,6 +194,16 @@ def _fits(value, hint) -> bool:
     if typing.get_origin(hint) in (list, tuple, collections.abc.Sequence):
         return isinstance(value, (list, tuple))
     return True
+
+
+def _make_floats(config: hyperparams.Config) -> None:
+    """Turns whole numbers into floats where floats are meant: TensorFlow does not multiply one by the other."""
+    for key, hint in typing.get_type_hints(type(config)).items():
+        value = getattr(config, key, None)
+        if isinstance(value, hyperparams.Config):
+            _make_floats(value)
+        elif type(value) is int and float in (hint, *typing.get_args(hint)):
+            setattr(config, key, float(value))
 
 
 def _override_all(params: cfg.ExperimentConfig, config_file: Optional[str], params_override: str) -> dict:
@@ -205,6 +219,7 @@ def _override_all(params: cfg.ExperimentConfig, config_file: Optional[str], para
         raise UserError("; ".join(problems))
     for settings in said.values():
         params.override(copy.deepcopy(settings), is_strict=True)
+    _make_floats(params)
     for name in ("train_data", "validation_data"):
         path = getattr(params.task, name).input_path
         if not isinstance(path, str):
@@ -515,6 +530,42 @@ def _encoder_problems(config: EncoderConfig, vocabulary_size: int) -> list[str]:
     return found
 
 
+def _optimizer_problems(config: optimization.OptimizationConfig) -> list[str]:
+    """Returns a line for every setting with which training would fail, or climb where it should descend."""
+    name = config.optimizer.type
+    found = []
+    if name not in OPTIMIZERS:
+        found.append(
+            f"trainer.optimizer_config.optimizer.type={name}: use {', '.join(OPTIMIZERS)}, whose gradients can be "
+            "summed and clipped before they are applied"
+        )
+    if config.ema is not None:
+        found.append("trainer.optimizer_config.ema: its optimizer cannot skip steps that are not finite; leave it out")
+    for kind in ("optimizer", "learning_rate", "warmup"):
+        part = getattr(config, kind)
+        for key, value in (part.get() or hyperparams.Config()).as_dict().items():
+            where = f"trainer.optimizer_config.{kind}.{part.type}.{key}={value}"
+            numbers = [n for n in (value if isinstance(value, list) else [value]) if isinstance(n, (int, float))]
+            if any(n < 0 for n in numbers):
+                found.append(f"{where} is negative")
+            elif key in _FRACTIONS and any(n >= 1 for n in numbers):
+                found.append(f"{where} is not in [0, 1)")
+            elif key.endswith("decay_steps") and any(n < 1 for n in numbers):
+                found.append(f"{where} is too few")
+    if found:
+        return found
+    try:
+        with tf.Graph().as_default():  # an eager tensor would start the devices, before strategies may choose them
+            factory = optimization.OptimizerFactory(config)
+            factory.build_optimizer(factory.build_learning_rate())
+    except (ValueError, TypeError) as error:
+        found.append(
+            f"trainer.optimizer_config: no {name} with a {config.learning_rate.type} learning rate comes of its "
+            f"settings ({first_line(error)})"
+        )
+    return found
+
+
 def _problems(params: cfg.ExperimentConfig, vocabulary_size: int) -> list[str]:
     """Returns a line for everything in the settings that would fail later."""
     task, trainer, runtime = params.task, params.trainer, params.runtime
@@ -557,28 +608,7 @@ def _problems(params: cfg.ExperimentConfig, vocabulary_size: int) -> list[str]:
         found.append("task.model.cls_heads: the data has no labels for such a head; leave it out")
     if not 0 <= task.train_data.seed < 2**32:
         found.append(f"task.train_data.seed={task.train_data.seed} is not in [0, 2^32)")
-    optimizer = trainer.optimizer_config
-    for kind in ("learning_rate", "warmup"):
-        for name, value in (getattr(optimizer, kind).get() or hyperparams.Config()).as_dict().items():
-            if (name.endswith("decay_steps") and value < 1) or (name == "warmup_steps" and value < 0):
-                found.append(
-                    f"trainer.optimizer_config.{kind}.{getattr(optimizer, kind).type}.{name}={value} is too few"
-                )
-    try:
-        with tf.Graph().as_default():  # an eager tensor would start the devices, before strategies may choose them
-            optimization.OptimizerFactory(optimizer).build_learning_rate()
-    except (ValueError, TypeError) as error:
-        found.append(
-            f"trainer.optimizer_config.learning_rate.type={optimizer.learning_rate.type}: no schedule comes of its "
-            f"settings ({first_line(error)})"
-        )
-    if optimizer.optimizer.type not in OPTIMIZERS:
-        found.append(
-            f"trainer.optimizer_config.optimizer.type={optimizer.optimizer.type}: use {', '.join(OPTIMIZERS)}, whose "
-            "gradients can be summed and clipped before they are applied"
-        )
-    if optimizer.ema is not None:
-        found.append("trainer.optimizer_config.ema: its optimizer cannot skip steps that are not finite; leave it out")
+    found += _optimizer_problems(trainer.optimizer_config)
     of_devices = distribution.problems(runtime)
     replicas = None if of_devices else distribution.count_replicas(runtime)
     if replicas and trainer.accumulation_steps > 0:

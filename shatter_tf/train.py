@@ -63,8 +63,6 @@ def main(argv: list[str]) -> None:
         raise UserError(f"--model_dir={args.model_dir}: no checkpoint to evaluate")
     try:
         strategy = distribution.build_strategy(resolved.params.runtime)
-        if args.mode != "eval":
-            stop.listen()  # once more: TensorFlow's servers take SIGTERM for themselves
         session = trainer.Session(resolved, args.model_dir, strategy)
         session.say(session.describe())
         if args.mode == "eval":

@@ -14,8 +14,10 @@ from tensorflow.python.framework import ops
 
 from shatter_tf.command_line import quieten_logging
 from shatter_tf.data.tokenizer import SPECIAL_TOKENS
+from shatter_tf.preemption import StopRequest
 
 quieten_logging()
+StopRequest.listen = lambda self: None  # a process of tests, and what it starts, is stopped as others are
 # Replicas are tested on CPUs that are one.
 (_cpu,) = tf.config.list_physical_devices("CPU")
 tf.config.set_logical_device_configuration(_cpu, [tf.config.LogicalDeviceConfiguration()] * 4)

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -167,16 +168,18 @@ def read_until(process, start):
 
 @pytest.mark.slow
 def test_when_one_of_three_processes_goes_all_can_be_started_again(run, tmp_path):
-    """Asked to stop, all stop after the same step; killed, the others notice; and then they end as if nothing was."""
+    """Asked to stop, all stop after the same step; killed, the first one too, the others notice; then all goes on."""
     settings = "task.train_data.global_batch_size=6,trainer.train_steps=60,trainer.checkpoint_interval=5"
     settings += ",trainer.validation_interval=30,runtime.enable_xla=false"
     alone, said = run("alone", settings)
-    for step, number, code in ((10, signal.SIGTERM, 75), (25, signal.SIGKILL, -signal.SIGKILL)):
+    for step, worker, number in ((10, 2, signal.SIGTERM), (25, 2, signal.SIGKILL), (40, 0, signal.SIGKILL)):
         workers = start_workers(tmp_path / "corpus", tmp_path / "run", 3, settings)
         read_until(workers[0], f"step {step}/60")
-        workers[2].send_signal(number)
+        workers[worker].send_signal(number)
         rest = [worker.communicate(timeout=300)[0] for worker in workers]
-        assert [worker.returncode for worker in workers] == [75, 75, code], rest
+        codes = [75, 75, 75]
+        codes[worker] = 75 if number == signal.SIGTERM else -number
+        assert [worker.returncode for worker in workers] == codes, rest
 
     workers = start_workers(tmp_path / "corpus", tmp_path / "run", 3, settings)
     outputs = [worker.communicate(timeout=300)[0] for worker in workers]
@@ -184,6 +187,22 @@ def test_when_one_of_three_processes_goes_all_can_be_started_again(run, tmp_path
     assert "from step " in outputs[0]
     assert losses(outputs[0])[-5:] == losses(said)[-5:]
     assert_same_weights(alone, tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_processes_that_wait_for_another_can_be_stopped(pretrain, tmp_path):
+    pretrain()
+    workers = start_workers(tmp_path / "corpus", tmp_path / "run", 3, "task.train_data.global_batch_size=6")
+    workers[2].kill()
+    workers[2].communicate()
+    read_until(workers[0], "waiting for 2 more workers")
+    begin = time.monotonic()
+    for worker in workers[:2]:
+        worker.send_signal(signal.SIGTERM)
+    rest = [worker.communicate(timeout=60)[0] for worker in workers[:2]]
+    assert [worker.returncode for worker in workers[:2]] == [75, 75], rest
+    assert time.monotonic() - begin < 30
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow
@@ -229,9 +248,9 @@ def test_what_others_are_to_blame_for(error, becomes):
         (
             tf.errors.UnknownError(None, None, "Could not start gRPC server"),
             UserError,
-            "localhost:1 in TF_CONFIG: Could",
+            r"localhost:\d+ in TF_CONFIG: Could",
         ),
-        (ValueError("no such all-reduce"), UserError, "multi_worker_mirrored, localhost:1 .*no such all-reduce"),
+        (ValueError("no such all-reduce"), UserError, r"multi_worker_mirrored, localhost:\d+ .*no such all-reduce"),
         (tf.errors.DeadlineExceededError(None, None, "no worker came"), distribution.WorkerLost, "no worker came"),
     ],
 )
@@ -239,11 +258,39 @@ def test_machines_that_do_not_come_together(monkeypatch, error, becomes, message
     def fail(*args, **kwargs):
         raise error
 
-    config = {"cluster": {"worker": ["localhost:1"]}, "task": {"type": "worker", "index": 0}}
+    config = {"cluster": {"worker": [f"localhost:{free_ports(1)[0]}"]}, "task": {"type": "worker", "index": 0}}
     monkeypatch.setenv("TF_CONFIG", json.dumps(config))
     monkeypatch.setattr(distribution.distribute_utils, "get_distribution_strategy", fail)
     with pytest.raises(becomes, match=message):
         distribution.build_strategy(cfg.RuntimeConfig(distribution_strategy="multi_worker_mirrored"))
+
+
+@pytest.mark.parametrize(
+    ("workers", "index", "becomes", "message"),
+    [
+        (["localhost:{}", "localhost:{}"], 0, distribution.WorkerLost, r"localhost:\d+ did not come"),
+        (["localhost", "localhost:{}"], 1, UserError, "TF_CONFIG: localhost: expected host:port"),
+        (["localhost:{}", "localhost:99999"], 0, UserError, "TF_CONFIG: localhost:99999: .*out of range"),
+    ],
+)
+def test_workers_that_do_not_come(monkeypatch, workers, index, becomes, message):
+    monkeypatch.setattr(distribution, "_MOST_SECONDS_TO_COME", 0.0)
+    workers = [address.format(port) for address, port in zip(workers, free_ports(2), strict=True)]
+    config = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
+    monkeypatch.setenv("TF_CONFIG", json.dumps(config))
+    with pytest.raises(becomes, match=message):
+        distribution.build_strategy(cfg.RuntimeConfig(distribution_strategy="multi_worker_mirrored"))
+
+
+def test_a_port_that_is_taken_is_refused(monkeypatch):
+    with socket.create_server(("", 0)) as taken:
+        config = {
+            "cluster": {"worker": [f"localhost:{taken.getsockname()[1]}"]},
+            "task": {"type": "worker", "index": 0},
+        }
+        monkeypatch.setenv("TF_CONFIG", json.dumps(config))
+        with pytest.raises(UserError, match=r"localhost:\d+ in TF_CONFIG: Address already in use"):
+            distribution.build_strategy(cfg.RuntimeConfig(distribution_strategy="multi_worker_mirrored"))
 
 
 @pytest.mark.parametrize(

@@ -1,36 +1,56 @@
-"""Random settings and damaged inputs: each ends well or in one line that a user can act on, and changes no input."""
+"""Random settings and damaged inputs, through the commands: each ends well or in one line that a user can act on.
 
+Hypothesis draws them, the same ones every time, and makes what fails as small as it can.
+"""
+
+import contextlib
+import functools
+import gzip
+import io
 import json
-import pathlib
-import random
+import shutil
+import sys
 
 import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as choices
+from hypothesis import strategies as st
 from official.core import exp_factory
 from tiny import tiny_override
 
-from shatter_tf import experiments, model_dir, prepare, settings, trainer
+from shatter_tf import command_line, experiments, model_dir, prepare, train, trainer
 from shatter_tf.command_line import UserError
-from shatter_tf.data import labelled, question_answering, shards, tagging, text, tokenizer
+from shatter_tf.data import shards
 
+# Settings, and files: so many of each.
 CASES = 500
-VALUES = [
-    "-1",
-    "0",
-    "1",
-    "2",
-    "7",
-    "1e9",
-    "999999999999999999999",
-    "0.5",
-    "-0.1",
-    "nan",
-    "inf",
-    "1e-3",
-    "true",
-    "null",
-    "''",
-]
-VALUES += ["foo", "bert", "any", "[1]", "{}", "[]", "gelu", "é", "a b", "../..", "~"]
+fuzz = functools.partial(
+    choices, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck)
+)
+
+
+def succeeds(command, *argv):
+    """Runs a command's `main` as its process would; returns whether it ends well. If not, it must say so in a line."""
+    said, before, code = io.StringIO(), sys.argv, 0
+    sys.argv = [command.__name__, *map(str, argv)]
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
+            command_line.run(command.main)
+    except SystemExit as end:
+        code = end.code
+    finally:
+        sys.argv = before
+    if code:
+        assert code == 2, said.getvalue()
+        assert "Traceback" not in said.getvalue()
+        last = said.getvalue().splitlines()[-1]
+        assert last.startswith("error: "), said.getvalue()
+        assert len(last) > len("error: ."), said.getvalue()
+    return not code
+
+
+def contents(directory):
+    return {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
 def names(config, path=""):
@@ -41,155 +61,236 @@ def names(config, path=""):
     return found
 
 
-def one_line(error):
-    assert str(error).strip()
-    assert "\n" not in str(error), error
-    return str(error)
+class Built(Exception):
+    """Everything was built: the settings are good."""
 
 
-def evaluate(run, directory, chosen):
-    """Builds all that the settings ask for, and evaluates it once."""
-    run.params.runtime.enable_xla = False  # not worth the time here
+@pytest.fixture
+def without_building(monkeypatch):
+    """Stops `shatter_tf.train` where it would build the model: what is refused is refused before that."""
+
+    def stop(*args, **kwargs):
+        raise Built
+
+    monkeypatch.setattr(trainer, "Session", stop)
+
+
+def is_accepted(*argv):
     try:
-        trainer.Session(run, str(directory)).evaluate()
-    except UserError as error:
-        one_line(error)
-    except Exception as error:
-        raise AssertionError(chosen) from error
+        assert not succeeds(train, *argv)
+    except Built:
+        return True
+    return False
+
+
+_SMALL = "-1 0 1 2 7 0.5 -0.1 nan inf 1e-3 true null '' foo bert any [1] {} [] gelu loss é ../.. ~"
+SMALL_VALUES = st.sampled_from(_SMALL.split())
+VALUES = (
+    SMALL_VALUES | SMALL_VALUES | st.integers().map(str) | st.floats().map(str) | st.text(max_size=8).map(json.dumps)
+)
+
+
+@pytest.fixture
+def data_dir(tmp_path, write_corpus, random_documents, vocab_file):
+    """A directory that is data for every experiment."""
+    write_corpus(random_documents(shards=1, per_shard=9))
+    answers = [dict(text="mat", answer_start=13)]
+    paragraph = dict(context="cat sat on a mat", qas=[dict(id="1", question="where?", answers=answers)])
+    for split in ("train", "dev"):
+        (tmp_path / f"{split}.tsv").write_text("the cat\t1\n\nthe dog\t2\n\n" * 4)
+        (tmp_path / f"{split}.json").write_text(json.dumps(dict(data=[dict(paragraphs=[paragraph])])))
+    return tmp_path
+
+
+def flags_of(experiment, data_dir, chosen=()):
+    """Returns the flags of a small run with chosen settings."""
+    override = [tiny_override(), "runtime.enable_xla=false,task.train_data.global_batch_size=2"]
+    override.append("task.train_data.seq_length=16,trainer.train_steps=2")
+    if experiment == "shatter/pretrain":
+        data_dir = data_dir / "corpus"
+    else:
+        override.append(f"task.train_data.vocab_file={data_dir / 'vocab.txt'}")
+    if experiment == "shatter/answer":
+        override.append("task.train_data.max_query_length=4,task.max_answer_length=5")
+    return [
+        f"--experiment={experiment}",
+        f"--data_dir={data_dir}",
+        f"--params_override={','.join([*override, *chosen])}",
+    ]
+
+
+@st.composite
+def some_settings(draw, experiment, values=VALUES, most=2):
+    """One or more settings of all that there are, with values that they may or may not take."""
+    known = st.sampled_from(names(exp_factory.get_exp_config(experiment).as_dict()))
+    chosen = draw(st.lists(st.tuples(known, values), min_size=1, max_size=most))
+    return [f"{name}={value}" for name, value in chosen]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("experiment", experiments.NAMES)
-def test_random_settings(experiment, write_corpus, random_documents, tmp_path, vocab_file):
-    data = write_corpus(random_documents(shards=1, per_shard=9))
-    if experiment != "shatter/pretrain":
-        data = str(tmp_path)
-        answers = [dict(text="mat", answer_start=13)]
-        paragraph = dict(context="cat sat on a mat", qas=[dict(id="1", question="where?", answers=answers)])
-        for split in ("train", "dev"):
-            (tmp_path / f"{split}.tsv").write_text("the cat\t1\n\nthe dog\t2\n\n" * 4)
-            (tmp_path / f"{split}.json").write_text(json.dumps(dict(data=[dict(paragraphs=[paragraph])])))
-    rng, known = random.Random(0), names(exp_factory.get_exp_config(experiment).as_dict())
-    refused = accepted = 0
-    for _ in range(CASES // 2):
-        chosen = [f"{rng.choice(known)}={rng.choice(VALUES)}" for _ in range(rng.choice([1, 1, 2]))]
-        base = [tiny_override(), "task.train_data.global_batch_size=2,task.train_data.seq_length=16"]
-        base += [f"task.train_data.vocab_file={vocab_file}"]
-        if experiment == "shatter/answer":
-            base += ["task.train_data.max_query_length=4,task.max_answer_length=5"]
-        override = ",".join([*(base[:2] if experiment == "shatter/pretrain" else base), *chosen])
-        try:
-            run = settings.resolve(experiment, data_dir=data, params_override=override)
-        except UserError as error:
-            refused += 1
-            one_line(error)
-        except Exception as error:
-            raise AssertionError(chosen) from error
-        else:
-            assert run.vocabulary, chosen
-            accepted += 1
-            if accepted % 15 == 0 and not any("9999" in choice for choice in chosen):  # which no memory would hold
-                evaluate(run, tmp_path / f"run{accepted}", chosen)
-    assert CASES // 20 < refused < CASES // 2
+def test_random_settings(experiment, data_dir, without_building):
+    before, accepted = contents(data_dir), []
+
+    @fuzz(max_examples=CASES // len(experiments.NAMES))
+    @given(some_settings(experiment))
+    def test(chosen):
+        accepted.append(is_accepted(*flags_of(experiment, data_dir, chosen), f"--model_dir={data_dir / 'run'}"))
+
+    test()
+    assert 0 < sum(accepted) < len(accepted)
+    assert contents(data_dir) == before
 
 
-def mutate(data: bytes, rng: random.Random) -> bytes:
-    """Returns `data` with a few bytes changed, a stretch cut out or doubled, or its end missing."""
-    data = bytearray(data)
-    for _ in range(rng.randint(1, 3)):
-        place, length = rng.randrange(len(data) + 1), rng.choice([1, 1, 5, 50])
-        kind = rng.randrange(5)
-        if kind == 0:
-            data[place : place + length] = rng.randbytes(length)
-        elif kind == 1:
-            del data[place : place + length]
-        elif kind == 2:
-            data[place:place] = data[place : place + length]
-        elif kind == 3:
-            data[place:place] = rng.choice([b"\n", b"\t", b"\0", b'"', b"\xff", b"{", "\u2028".encode(), b"\r"])
-        else:
-            del data[place:]
-    return bytes(data)
+@pytest.mark.slow
+@pytest.mark.parametrize("experiment", experiments.NAMES)
+def test_random_settings_to_the_end(experiment, data_dir, tmp_path):
+    """Those that are accepted: the run is built, trained and evaluated."""
+    before, ended = contents(data_dir), []
+
+    @fuzz(max_examples=CASES // 25)
+    @given(some_settings(experiment, SMALL_VALUES, most=1))
+    def test(chosen):
+        output = tmp_path / "runs" / f"{len(ended)}"
+        ended.append(succeeds(train, *flags_of(experiment, data_dir, chosen), f"--model_dir={output}"))
+
+    test()
+    assert any(ended)
+    assert {path: contents(data_dir)[path] for path in before} == before
 
 
-def read_model_dir(path: pathlib.Path):
-    model_dir.read(str(path.parent))
+TROUBLE = st.sampled_from(["", "\n", "\t", "\0", '"', "{", "\u2028", "\r", "\ufeff", "-", ": "]).map(str.encode)
+# What is done to a file: where, as a share of its length; how many bytes go there; and what comes in their place.
+DAMAGE = st.tuples(st.floats(0, 1), st.sampled_from([0, 1, 5, 50, 10**9]), st.binary(max_size=50) | TROUBLE)
 
 
-INPUTS = {
-    "rows.tsv": lambda path: labelled.read_rows(str(path)),
-    "rows.csv": lambda path: labelled.read_rows(str(path)),
-    "rows.jsonl": lambda path: labelled.read_rows(str(path)),
-    "squad.json": lambda path: question_answering.read_squad(str(path)),
-    "tagged.tsv": lambda path: tagging.read_sentences(str(path)),
-    "tagged.jsonl": lambda path: tagging.read_sentences(str(path)),
-    "vocab.txt": lambda path: tokenizer.read_vocabulary(str(path)),
-    "text.txt": lambda path: list(text.read_documents(str(path))),
-    "text.txt.gz": lambda path: list(text.read_documents(str(path))),
-    "config.yaml": lambda path: settings.read_config_file(str(path)),
-    "corpus/corpus.json": lambda path: shards.Corpus.read(str(path.parent)),
-    "corpus/vocab.txt": lambda path: shards.Corpus.read(str(path.parent)),
-    "run/params.yaml": read_model_dir,
-    "run/experiment.json": read_model_dir,
-    "run/vocab.txt": read_model_dir,
-    "run/history.jsonl": lambda path: model_dir.read_history(str(path.parent)),
-}
+def damaged(data: bytes, damages) -> bytes:
+    for share, gone, come in damages:
+        place = int(share * len(data))
+        data = data[:place] + come + data[place + gone :]
+    return data
 
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
-    """A whole input of every kind."""
-    import gzip
-
+    """Whole inputs of every kind: the files of DAMAGED and what belongs to them."""
     base = tmp_path_factory.mktemp("inputs")
     rows = [("the cat sat", "animal"), ("a red mat", "thing"), ("ünder the tree", "thing")] * 3
-    (base / "rows.tsv").write_text("".join(f"{a}\t{b}\n" for a, b in rows))
-    (base / "rows.csv").write_text("text,label\n" + "".join(f'"{a}",{b}\n' for a, b in rows))
-    (base / "rows.jsonl").write_text("".join(json.dumps({"text": a, "label": b}) + "\n" for a, b in rows))
+    text = "\n\n".join(f"{a} {i}\nit was {b}" for i, (a, b) in enumerate(rows * 9))
+    (base / "text.txt").write_text(text)
+    (base / "text.txt.gz").write_bytes(gzip.compress(text.encode()))
+    flags = [f"--output_dir={base}/pretrain/corpus", "--vocab_size=100", "--validation_fraction=0.3"]
+    prepare.main([f"--input={base}/text.txt", *flags])
+
+    tsv = "".join(f"{a}\t{b}\n" for a, b in rows)
+    sentences = "".join(f"{a}\t{b}\n" + "\n" * (i % 2) for i, (a, b) in enumerate(rows))
     qas = [
         dict(id=f"q{i}", question="what?", answers=[dict(text=a[:3], answer_start=0)]) for i, (a, _) in enumerate(rows)
     ]
     paragraphs = [dict(context=a, qas=[qa]) for (a, _), qa in zip(rows, qas, strict=True)]
-    (base / "squad.json").write_text(json.dumps(dict(version="1.1", data=[dict(paragraphs=paragraphs)])))
-    (base / "tagged.tsv").write_text("".join(f"{a}\t{b}\n" + "\n" * (i % 2) for i, (a, b) in enumerate(rows)))
-    (base / "tagged.jsonl").write_text("".join(json.dumps({"tokens": [a], "tags": [b]}) + "\n" for a, b in rows))
-    (base / "text.txt").write_text("\n\n".join(f"{a} {i}\nit was {b}" for i, (a, b) in enumerate(rows * 9)))
-    (base / "text.txt.gz").write_bytes(gzip.compress((base / "text.txt").read_bytes()))
-    (base / "config.yaml").write_text("trainer: {train_steps: 5}\ntask:\n  train_data:\n    seed: 3\n")
-    prepare.main(
-        [f"--input={base}/text.txt", f"--output_dir={base}/corpus", "--vocab_size=100", "--validation_fraction=0.3"]
-    )
-    (base / "vocab.txt").write_bytes((base / "corpus/vocab.txt").read_bytes())
-    run = settings.resolve(
-        "shatter/pretrain",
-        data_dir=f"{base}/corpus",
-        params_override=tiny_override() + ",trainer.train_steps=5,task.train_data.seq_length=16",
-    )
-    model_dir.write(f"{base}/run", run)
-    model_dir.write_history(f"{base}/run", [dict(step=step, seconds=1.5 * step, loss=3.0) for step in range(9)])
-    for name, read in INPUTS.items():
-        read(base / name)
+    squad = json.dumps(dict(version="1.1", data=[dict(paragraphs=paragraphs)]))
+    files = {
+        "classify/train.tsv": tsv,
+        "classify/dev.csv": "text,label\n" + "".join(f'"{a}",{b}\n' for a, b in rows),
+        "regress/train.tsv": "".join(f"{a}\t{i / 2}\n" for i, (a, _) in enumerate(rows)),
+        "regress/dev.jsonl": "".join(json.dumps(dict(text=a, label=i)) + "\n" for i, (a, _) in enumerate(rows)),
+        "tag/train.tsv": sentences,
+        "tag/dev.jsonl": "".join(json.dumps(dict(tokens=[a], tags=[b])) + "\n" for a, b in rows),
+        "answer/train.json": squad,
+        "answer/dev.json": squad,
+        "classify/config.yaml": "trainer: {train_steps: 2}\ntask:\n  train_data:\n    seed: 3\n",
+    }
+    for name, whole in files.items():
+        path = base / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(whole)
+    for experiment in ("classify", "regress", "tag", "answer"):
+        (base / experiment / "vocab.txt").write_bytes((base / "pretrain/corpus/vocab.txt").read_bytes())
+    train.main([*flags_of("shatter/classify", base / "classify"), f"--model_dir={base}/run"])
     return base
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", INPUTS)
-def test_damaged_inputs(inputs, name):
-    path, read = inputs / name, INPUTS[name]
-    whole, rng = path.read_bytes(), random.Random(name)
+def begin(experiment, *more):
+    """Returns a function that begins a run on files of a directory; flags may name {base}, where they are."""
+
+    def run(base, output):
+        argv = [flag.format(base=base) for flag in more]
+        return is_accepted(*flags_of(f"shatter/{experiment}", base / experiment), f"--model_dir={output}", *argv)
+
+    return run
+
+
+def prepare_corpus(name):
+    """Returns a function that makes a corpus of a file."""
+    sizes = ["--vocab_size=100", "--validation_fraction=0.3"]
+    return lambda base, output: succeeds(prepare, f"--input={base / name}", f"--output_dir={output}", *sizes)
+
+
+FROM_RUN = begin("classify", "--init_checkpoint={base}/run")
+DAMAGED = {
+    "classify/train.tsv": begin("classify"),
+    "classify/dev.csv": begin("classify"),
+    "regress/dev.jsonl": begin("regress"),
+    "tag/train.tsv": begin("tag"),
+    "tag/dev.jsonl": begin("tag"),
+    "answer/train.json": begin("answer"),
+    "answer/dev.json": begin("answer"),
+    "classify/vocab.txt": begin("classify"),
+    "classify/config.yaml": begin("classify", "--config_file={base}/classify/config.yaml"),
+    "text.txt": prepare_corpus("text.txt"),
+    "text.txt.gz": prepare_corpus("text.txt.gz"),
+    "pretrain/corpus/corpus.json": begin("pretrain"),
+    "pretrain/corpus/vocab.txt": begin("pretrain"),
+    "run/params.yaml": FROM_RUN,
+    "run/experiment.json": FROM_RUN,
+    "run/vocab.txt": FROM_RUN,
+}
+
+
+def assert_survives_damage(inputs, name, command, cases, output):
+    """Calls `command(inputs, a new output)` with a file of `inputs` damaged in so many ways."""
+    path, accepted = inputs / name, []
+    whole = path.read_bytes()
+
+    @fuzz(max_examples=cases)
+    @given(st.lists(DAMAGE, min_size=1, max_size=3))
+    def test(damages):
+        path.write_bytes(damaged(whole, damages))
+        before = contents(inputs)
+        accepted.append(command(inputs, output / f"{len(accepted)}"))
+        assert contents(inputs) == before
+
     try:
-        for _ in range(CASES // 10):
-            damaged = mutate(whole, rng)
-            path.write_bytes(damaged)
-            try:
-                read(path)
-            except UserError as error:
-                one_line(error)
-            except Exception as error:
-                raise AssertionError(damaged) from error
-            assert path.read_bytes() == damaged
+        test()
+        assert not all(accepted)
     finally:
         path.write_bytes(whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", DAMAGED)
+def test_damaged_inputs(inputs, name, tmp_path, without_building):
+    assert_survives_damage(inputs, name, DAMAGED[name], CASES // len(DAMAGED), tmp_path)
+
+
+def go_on(base, output):
+    """Trains two steps more in a copy of a run."""
+    shutil.copytree(base / "run", output)
+    flags = flags_of("shatter/classify", base / "classify", ["trainer.train_steps=4"])
+    return succeeds(train, *flags, f"--model_dir={output}")
+
+
+def pretrain_to_the_end(base, output):
+    return succeeds(train, *flags_of("shatter/pretrain", base / "pretrain"), f"--model_dir={output}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [("run/history.jsonl", go_on), ("pretrain/corpus/train-00000-of-00001.tfrecord", pretrain_to_the_end)],
+)
+def test_damaged_inputs_that_training_reads(inputs, name, command, tmp_path):
+    assert_survives_damage(inputs, name, command, CASES // 50, tmp_path)
 
 
 @pytest.mark.parametrize("code", ["!!python/object/apply:os.system ['touch hacked']", "!!python/name:os.system"])
@@ -207,7 +308,7 @@ def test_settings_from_elsewhere_cannot_run_code(inputs, code, monkeypatch, tmp_
 
 
 def test_a_corpus_cannot_name_files_outside_of_its_directory(inputs):
-    path = inputs / "corpus/corpus.json"
+    path = inputs / "pretrain/corpus/corpus.json"
     whole = path.read_text()
     corpus = json.loads(whole)
     corpus["train"][0]["file"] = "../text.txt"

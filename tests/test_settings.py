@@ -9,6 +9,8 @@ from tiny import tiny_override
 from shatter_tf import settings
 from shatter_tf.command_line import UserError
 
+ENCODER, OPTIMIZER = "task.model.encoder.any", "trainer.optimizer_config.optimizer"
+
 
 def test_unset_schedule_and_intervals_follow_from_train_steps(pretrain):
     params = pretrain("trainer.train_steps=5000").params
@@ -23,6 +25,13 @@ def test_unset_schedule_and_intervals_follow_from_train_steps(pretrain):
     assert params.trainer.optimizer_config.learning_rate.polynomial.decay_steps == 7
     assert (params.trainer.steps_per_loop, params.trainer.checkpoint_interval) == (30, 60)
     assert params.trainer.validation_interval % 30 == 0
+
+
+def test_whole_numbers_are_taken_for_floats(pretrain):
+    run = pretrain(f"{OPTIMIZER}.adamw.weight_decay_rate=1,{ENCODER}.squashing_scale=2,trainer.train_steps=3")
+    assert type(run.params.trainer.optimizer_config.optimizer.adamw.weight_decay_rate) is float
+    assert type(run.params.task.model.encoder.any.squashing_scale) is float
+    assert type(run.params.trainer.train_steps) is int
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 19, 20, 21, 12345])
@@ -79,13 +88,23 @@ def test_files_then_flags(pretrain, tmp_path, write_corpus, random_documents):
         ("task.train_data.seed=-1", r"task.train_data.seed=-1 is not in \[0, 2\^32\)"),
         ("trainer.validation_steps=0", "trainer.validation_steps=0: use -1 for all"),
         ("trainer.best_checkpoint_metric_comp=hihger", "best_checkpoint_metric_comp=hihger: use higher, lower"),
-        ("trainer.optimizer_config.learning_rate.type=stepwise", "learning_rate.type=stepwise: no schedule comes"),
-        ("trainer.optimizer_config.learning_rate.type=null", "learning_rate.type=None: no schedule .* must be spec"),
+        ("trainer.optimizer_config.learning_rate.type=stepwise", "no adamw with a stepwise learning rate comes"),
+        ("trainer.optimizer_config.learning_rate.type=null", "with a None learning rate .* must be spec"),
         ("task.model.cls_heads=[5]", "task.model.cls_heads: the data has no labels for such a head"),
         ("runtime.enable_xla=7", "runtime.enable_xla=7 is not true or false"),
         ("task.train_data.mask_rate=1.5", "task.train_data.mask_rate=1.5 is not between 0 and 1"),
         ("task.train_data.global_batch_size=0", "global_batch_size=0 is not positive"),
         ("trainer.optimizer_config.learning_rate.polynomial.decay_steps=0", "polynomial.decay_steps=0 is too few"),
+        (f"{OPTIMIZER}.adamw.gradient_clip_norm=-1", "adamw.gradient_clip_norm=-1.0 is negative"),
+        (f"{OPTIMIZER}.adamw.global_clipnorm=-0.5", "adamw.global_clipnorm=-0.5 is negative"),
+        (f"{OPTIMIZER}.adamw.clipnorm=1,{OPTIMIZER}.adamw.global_clipnorm=1", "no adamw with .*Cannot accept both"),
+        (f"{OPTIMIZER}.adamw.beta_2=1", r"adamw.beta_2=1.0 is not in \[0, 1\)"),
+        (f"{OPTIMIZER}.adamw.epsilon=.nan", "adamw.epsilon=nan is not a number"),
+        (
+            "trainer.optimizer_config.learning_rate.polynomial.initial_learning_rate=-1e-3",
+            "polynomial.initial_learning_rate=-0.001 is negative",
+        ),
+        ("trainer.optimizer_config.warmup.polynomial.warmup_steps=-1", "polynomial.warmup_steps=-1 is negative"),
         (
             "trainer.optimizer_config.optimizer.type=adamw_experimental",
             "optimizer.type=adamw_experimental: use adamw, adam",
@@ -108,9 +127,6 @@ def test_refused(pretrain, override, message):
         pretrain(override)
 
 
-ENCODER = "task.model.encoder.any"
-
-
 def assert_refused(messages, experiment, **flags):
     with pytest.raises(UserError) as refusal:
         settings.resolve(experiment, **flags)
@@ -127,7 +143,7 @@ def test_files_settings_and_devices_are_refused_at_once(tmp_path):
             "train.tsv:1: 1 column(s); expected",
             f"--data_dir={tmp_path}: no dev.tsv, .csv or .jsonl",
             "nowhere: no such vocabulary file",
-            f"{ENCODER}.dropout_rate=2 is not in [0, 1)",
+            f"{ENCODER}.dropout_rate=2.0 is not in [0, 1)",
             "trainer.train_steps=0 is not positive",
             "runtime.num_gpus=99, but this machine has 0",
         ],
