@@ -12,6 +12,7 @@ import time
 import pytest
 import tensorflow as tf
 from test_pretraining import assert_same, make_loader, take
+from tiny import tiny_override
 
 from shatter_tf.data import service
 
@@ -49,19 +50,24 @@ def start():
         process.wait()
 
 
-@pytest.mark.slow
-def test_batches_of_two_workers(start, write_corpus, random_documents, monkeypatch):
+@pytest.fixture
+def start_service(start):
+    """Starts a dispatcher and two workers; returns its address, the workers, and a function that starts the second."""
     ports = {name: str(free_port()) for name in ("5050", "5051", "5052")}
     names = {**ports, **dict.fromkeys(("worker0:", "worker1:", "dispatcher:"), "localhost:")}
     second = {**names, "5051": ports["5052"]}
     start("DispatchServer", names)
     address = f"grpc://localhost:{ports['5050']}"
-    monkeypatch.setattr(service, "_PATIENCE", 60.0)
     deadline = time.monotonic() + 60
     while service.address_problem(address) and time.monotonic() < deadline:
         time.sleep(0.1)
-    workers = [start("WorkerServer", names), start("WorkerServer", second)]
+    return address, [start("WorkerServer", names), start("WorkerServer", second)], lambda: start("WorkerServer", second)
 
+
+@pytest.mark.slow
+def test_batches_of_two_workers(start_service, write_corpus, random_documents, monkeypatch):
+    address, workers, start_second = start_service
+    monkeypatch.setattr(service, "_PATIENCE", 60.0)
     corpus = write_corpus(random_documents(shards=3, per_shard=17))
     here = make_loader(corpus)
     there = make_loader(corpus, enable_tf_data_service=True, tf_data_service_address=address)
@@ -73,7 +79,7 @@ def test_batches_of_two_workers(start, write_corpus, random_documents, monkeypat
     read(batches, 30)  # a worker that is lost before it gave anything is no loss
     workers[1].kill()
     workers[1].wait()
-    workers[1] = start("WorkerServer", second)
+    workers[1] = start_second()
     with pytest.raises(tf.errors.UnknownError, match=re.escape(f"{address}: a worker was started again")):
         read(batches)
 
@@ -85,3 +91,24 @@ def test_batches_of_two_workers(start, write_corpus, random_documents, monkeypat
         worker.kill()
     with pytest.raises(tf.errors.UnknownError, match="a worker has given nothing for 5 seconds"):
         read(batches)
+
+
+@pytest.mark.slow
+def test_training_that_loses_a_worker_asks_to_be_tried_again(start_service, write_corpus, random_documents, tmp_path):
+    address, workers, start_second = start_service
+    corpus = write_corpus(random_documents(shards=3, per_shard=17))
+    settings = "runtime.enable_xla=false,trainer.train_steps=100000,trainer.steps_per_loop=10"
+    settings += f",task.train_data.enable_tf_data_service=true,task.train_data.tf_data_service_address={address}"
+    flags = ["--experiment=shatter/pretrain", f"--data_dir={corpus}", f"--model_dir={tmp_path / 'run'}"]
+    flags += ["--mode=train", f"--params_override={tiny_override()},task.train_data.global_batch_size=8,{settings}"]
+    command = [sys.executable, "-m", "shatter_tf.train", *flags]
+    with subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as training:
+        for line in training.stdout:
+            if line.startswith("step 200/"):
+                workers[1].kill()
+                workers[1].wait()
+                start_second()
+                break
+        *_, last = training.stdout
+        assert training.wait(timeout=60) == 75, last
+    assert f"start all again, they go on from the last checkpoint ({address}: a worker was started again" in last
