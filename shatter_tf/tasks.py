@@ -115,7 +115,7 @@ class ClassifyConfig(sentence_prediction.SentencePredictionConfig):
     )
     train_data: LabelledDataConfig = dataclasses.field(default_factory=lambda: LabelledDataConfig(is_training=True))
     validation_data: LabelledDataConfig = dataclasses.field(
-        default_factory=lambda: LabelledDataConfig(is_training=False, drop_remainder=False)
+        default_factory=lambda: LabelledDataConfig(is_training=False)
     )
 
     @property
@@ -163,7 +163,7 @@ class QuestionAnsweringConfig(question_answering.QuestionAnsweringConfig):
         default_factory=lambda: QuestionAnsweringDataConfig(is_training=True)
     )
     validation_data: QuestionAnsweringDataConfig = dataclasses.field(
-        default_factory=lambda: QuestionAnsweringDataConfig(is_training=False, drop_remainder=False)
+        default_factory=lambda: QuestionAnsweringDataConfig(is_training=False)
     )
 
     def problems(self) -> list[str]:
@@ -188,9 +188,7 @@ class TagConfig(tagging.TaggingConfig):
 
     model: tagging.ModelConfig = dataclasses.field(default_factory=lambda: tagging.ModelConfig(encoder=EncoderConfig()))
     train_data: TaggingDataConfig = dataclasses.field(default_factory=lambda: TaggingDataConfig(is_training=True))
-    validation_data: TaggingDataConfig = dataclasses.field(
-        default_factory=lambda: TaggingDataConfig(is_training=False, drop_remainder=False)
-    )
+    validation_data: TaggingDataConfig = dataclasses.field(default_factory=lambda: TaggingDataConfig(is_training=False))
 
     @property
     def main_metric(self) -> str:
@@ -201,6 +199,23 @@ class TagConfig(tagging.TaggingConfig):
         """Returns a line for everything that would fail later."""
         rate = self.model.head_dropout
         return [] if 0 <= rate < 1 else [f"model.head_dropout={rate} is not in [0, 1)"]
+
+
+def row_weights(inputs: dict[str, tf.Tensor]) -> tf.Tensor:
+    """Returns 1 for each row of a batch and 0 for what only fills it up, float32 [B]; see `batches_of_rows`."""
+    rows = tf.shape(inputs["input_word_ids"])[:1]
+    return inputs.get("row_weights", tf.ones(rows))
+
+
+def _mean_over_rows(losses: tf.Tensor, inputs: dict[str, tf.Tensor]) -> tf.Tensor:
+    weights = row_weights(inputs)
+    return tf.math.divide_no_nan(tf.reduce_sum(losses * weights), tf.reduce_sum(weights))
+
+
+def _rows_of_logs(logs: dict[str, list[tf.Tensor]], *names: str) -> dict[str, np.ndarray]:
+    """Returns what all replicas logged under `names`, without what only fills up a batch."""
+    logs = {name: np.concatenate([value.numpy() for value in logs[name]]) for name in ("row_weights", *names)}
+    return {name: logs[name][logs["row_weights"] > 0] for name in names}
 
 
 class _Task:
@@ -357,7 +372,31 @@ class ClassifyTask(_Task, sentence_prediction.SentencePredictionTask):
         self.aggregated_metrics = () if self.metric_type == "accuracy" else (self.metric_type,)
 
     def weight(self, inputs):
-        return tf.cast(tf.shape(inputs["label_ids"])[0], tf.float32)
+        return tf.reduce_sum(row_weights(inputs))
+
+    def build_losses(self, labels, model_outputs, aux_losses=None):
+        losses = tf_keras.losses.sparse_categorical_crossentropy(
+            labels["label_ids"], tf.cast(model_outputs, tf.float32), from_logits=True
+        )
+        return tf.add_n([_mean_over_rows(losses, labels), *(aux_losses or [])])
+
+    def process_metrics(self, metrics, labels, model_outputs):
+        for metric in metrics:
+            of_auc = metric.name == "auc"  # of the second label of two
+            predictions = tf.nn.softmax(model_outputs)[:, 1] if of_auc else model_outputs
+            metric.update_state(labels["label_ids"], predictions, sample_weight=row_weights(labels))
+
+    @without_autograph
+    def validation_step(self, inputs, model, metrics=None):
+        return {**super().validation_step(inputs, model, metrics), "row_weights": row_weights(inputs)}
+
+    def aggregate_logs(self, state=None, step_outputs=None):
+        if not self.aggregated_metrics:
+            return None
+        state = state or {"sentence_prediction": [], "labels": []}
+        for name, values in _rows_of_logs(step_outputs, *state).items():
+            state[name].append(values)
+        return state
 
     @without_autograph
     def build_model(self):
@@ -390,9 +429,8 @@ class RegressTask(ClassifyTask):
         self.aggregated_metrics = ("pearson", "spearman", "pearson_spearman_corr")
 
     def build_losses(self, labels, model_outputs, aux_losses=None):
-        # Without the second dimension Model Garden's loss would set every label against every prediction.
-        numbers = labels["label_ids"][:, tf.newaxis]
-        return super().build_losses(dict(label_ids=numbers), tf.cast(model_outputs, tf.float32), aux_losses)
+        errors = tf.square(tf.cast(model_outputs, tf.float32)[:, 0] - labels["label_ids"])
+        return tf.add_n([_mean_over_rows(errors, labels), *(aux_losses or [])])
 
     def build_metrics(self, training=None):
         return []  # Model Garden's is the loss once more
@@ -426,7 +464,14 @@ class QuestionAnsweringTask(_Task, question_answering.QuestionAnsweringTask):
         return loader.load(input_context, self.start_step if params.is_training else 0)
 
     def weight(self, inputs):
-        return tf.cast(tf.shape(inputs["start_positions"])[0], tf.float32)
+        return tf.reduce_sum(row_weights(inputs))
+
+    def build_losses(self, labels, model_outputs, aux_losses=None):
+        losses = [
+            tf_keras.losses.sparse_categorical_crossentropy(labels[key], tf.cast(logits, tf.float32), from_logits=True)
+            for key, logits in zip(("start_positions", "end_positions"), model_outputs, strict=True)
+        ]
+        return tf.add_n([_mean_over_rows(tf.add_n(losses) / 2, labels), *(aux_losses or [])])
 
     @without_autograph
     def build_model(self):
@@ -447,12 +492,12 @@ class QuestionAnsweringTask(_Task, question_answering.QuestionAnsweringTask):
         spans = best_spans(
             *logits, inputs["may_start"], inputs["may_end"], config.max_answer_length, config.n_best_size
         )
-        return {self.loss: self.build_losses(inputs, logits), "window": inputs["window"], **spans}
+        logs = dict(window=inputs["window"], row_weights=row_weights(inputs), **spans)
+        return {self.loss: self.build_losses(inputs, logits), **logs}
 
     def aggregate_logs(self, state=None, step_outputs=None):
         state = state or []
-        spans = {name: values for name, values in step_outputs.items() if name != self.loss}
-        state.append({name: np.concatenate([value.numpy() for value in values]) for name, values in spans.items()})
+        state.append(_rows_of_logs(step_outputs, *(step_outputs.keys() - {self.loss, "row_weights"})))
         return state
 
     def reduce_aggregated_logs(self, aggregated_logs, global_step=None):
@@ -478,7 +523,11 @@ class TagTask(_Task, tagging.TaggingTask):
         self.aggregated_metrics = (*more, "accuracy")
 
     def weight(self, inputs):
-        return tf.reduce_sum(tf.cast(inputs["label_ids"] != NO_TAG, tf.float32))
+        return tf.reduce_sum(tf.cast(self._tags(inputs) != NO_TAG, tf.float32))
+
+    def _tags(self, inputs):
+        """Returns the labels, NO_TAG where a row only fills up its batch."""
+        return tf.where(row_weights(inputs)[:, tf.newaxis] > 0, inputs["label_ids"], NO_TAG)
 
     @without_autograph
     def build_model(self):
@@ -493,7 +542,7 @@ class TagTask(_Task, tagging.TaggingTask):
         )
 
     def build_losses(self, labels, model_outputs, aux_losses=None):
-        return tf.add_n([super().build_losses(labels["label_ids"], model_outputs), *(aux_losses or [])])
+        return tf.add_n([super().build_losses(self._tags(labels), model_outputs), *(aux_losses or [])])
 
     def build_metrics(self, training=None):
         return [tf_keras.metrics.SparseCategoricalAccuracy("accuracy")] if training else []
@@ -507,7 +556,7 @@ class TagTask(_Task, tagging.TaggingTask):
     def validation_step(self, inputs, model, metrics=None):
         outputs = self.inference_step(inputs, model)
         loss = self.build_losses(inputs, outputs)
-        return {self.loss: loss, "predict_ids": outputs["predict_ids"], "label_ids": inputs["label_ids"]}
+        return {self.loss: loss, "predict_ids": outputs["predict_ids"], "label_ids": self._tags(inputs)}
 
     def aggregate_logs(self, state=None, step_outputs=None):
         # Sentence by sentence, where Model Garden's takes the words of a batch as one and its entities may run on.
@@ -517,6 +566,8 @@ class TagTask(_Task, tagging.TaggingTask):
             np.concatenate([value.numpy() for value in step_outputs[key]]) for key in ("predict_ids", "label_ids")
         )
         for sentence, tags in zip(predicted, labels, strict=True):
+            if np.all(tags == NO_TAG):  # no sentence
+                continue
             state["predict_class"].append(names[sentence[tags != NO_TAG]].tolist())
             state["label_class"].append(names[tags[tags != NO_TAG]].tolist())
         return state

@@ -47,20 +47,20 @@ class Trainer(base_trainer.Trainer):
         )
         self._input_seconds = input_seconds
 
-    def _compile(self, step, static_shapes: bool):
+    def _compile(self, step):
         # A TPU compiles every step anyway. Several replicas on CPUs must meet in the middle of a step, which a compiled
         # one cannot.
         strategy = self.strategy
         on_tpu = isinstance(strategy, tf.distribute.TPUStrategy)
         replicas = not isinstance(strategy, tf.distribute.OneDeviceStrategy)
         cpu_replicas = replicas and not tf.config.list_physical_devices("GPU")
-        if not self.config.runtime.enable_xla or on_tpu or cpu_replicas or not static_shapes:
+        if not self.config.runtime.enable_xla or on_tpu or cpu_replicas:
             return step
         return tf.function(step, jit_compile=True, autograph=False)
 
     def train_step(self, iterator):
         def step(inputs):
-            task_step = self._compile(self.task.train_step, static_shapes=True)
+            task_step = self._compile(self.task.train_step)
             logs = task_step(inputs, model=self.model, optimizer=self.optimizer, metrics=self.train_metrics)
             loss, finite = logs[self.task.loss], logs["finite"]
             self.train_loss.update_state(tf.where(finite, loss, 0.0), tf.where(finite, self.task.weight(inputs), 0.0))
@@ -86,8 +86,7 @@ class Trainer(base_trainer.Trainer):
 
     def eval_step(self, iterator):
         def step(inputs):
-            static_shapes = self.config.task.validation_data.drop_remainder
-            task_step = self._compile(self.task.validation_step, static_shapes)
+            task_step = self._compile(self.task.validation_step)
             logs = task_step(inputs, model=self.model, metrics=self.validation_metrics)
             self.validation_loss.update_state(logs[self.task.loss], self.task.weight(inputs))
             return logs

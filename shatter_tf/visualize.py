@@ -253,7 +253,8 @@ class Shown:
         predict = tf.function(lambda inputs: tf.argmax(model(inputs, training=False), axis=-1), autograph=False)
         counts = np.zeros([number, number], np.int64)
         for batch in batches.take(self.run.params.trainer.validation_steps):
-            np.add.at(counts, (batch.pop("label_ids").numpy(), predict(batch).numpy()), 1)
+            rows = batch.pop("row_weights").numpy() > 0
+            np.add.at(counts, (batch.pop("label_ids").numpy()[rows], predict(batch).numpy()[rows]), 1)
         return pictures.draw_confusion(self.run.labels, counts)
 
 

@@ -16,6 +16,7 @@ import tensorflow_text  # noqa: F401  registers the tokenizer's operations
 import tf_keras
 from official.core import task_factory
 from tensorflow_serving.apis import prediction_log_pb2
+from tiny import real_rows
 
 from shatter_tf import graph, model_dir, saved_model, serving, trainer
 from shatter_tf.command_line import UserError
@@ -135,7 +136,7 @@ def test_an_answer_is_the_part_of_the_context_that_evaluation_finds(exported, tm
     (tmp_path / "dev.json").write_text(json.dumps(dict(data=[dict(paragraphs=paragraphs)])))
     config = run.params.task.validation_data.replace(input_path=str(tmp_path / "dev.json"), global_batch_size=64)
     loader = question_answering.QuestionAnsweringDataLoader(config)
-    (batch,) = loader.load()
+    (batch,) = map(real_rows, loader.load())
     task = run.params.task
     spans = question_answering.best_spans(
         *servable.predict(batch).values(),

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import tensorflow as tf
+from tiny import real_rows
 
 from shatter_tf.command_line import UserError
 from shatter_tf.data import labelled
@@ -94,7 +95,7 @@ def loader(tmp_path, vocab_file):
 
 
 def take(dataset, number):
-    return [{key: value.numpy() for key, value in batch.items()} for batch in dataset.take(number)]
+    return [real_rows(batch) for batch in dataset.take(number)]
 
 
 def lengths(batches):
@@ -125,11 +126,16 @@ def test_any_number_of_machines_sees_the_same_global_batch(loader):
         assert sorted(lengths([parts[0][step], parts[1][step]])) == sorted(lengths([batch]))
 
 
-def test_static_shapes_in_training(loader):
-    spec = loader().load().element_spec
-    assert {key: tuple(s.shape) for key, s in spec.items()} == {
-        "input_word_ids": (4, 16), "input_mask": (4, 16), "input_type_ids": (4, 16), "label_ids": (4,)
-    }  # fmt: skip
+@pytest.mark.parametrize("is_training", [True, False])
+def test_static_shapes(loader, is_training):
+    spec = loader(is_training=is_training).load().element_spec
+    shapes = {key: (4, 16) for key in ("input_word_ids", "input_mask", "input_type_ids")} | {"label_ids": (4,)}
+    assert {key: tuple(s.shape) for key, s in spec.items()} == shapes | ({} if is_training else {"row_weights": (4,)})
+
+
+def test_the_last_batch_of_an_evaluation_is_filled_up(loader):
+    *_, last = loader(is_training=False).load()
+    assert last["row_weights"].numpy().tolist() == [1, 1, 0, 0]
 
 
 @pytest.mark.slow

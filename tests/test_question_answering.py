@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from official.core import task_factory
-from tiny import one_step, tiny_override
+from tiny import one_step, real_rows, tiny_override
 
 from shatter_tf import model_dir, settings, trainer
 from shatter_tf.command_line import UserError
@@ -85,7 +85,7 @@ def make_loader(write, words):
 
 
 def gather(dataset, number=-1):
-    batches = [{key: value.numpy() for key, value in batch.items()} for batch in dataset.take(number)]
+    batches = [real_rows(batch) for batch in dataset.take(number)]
     return {key: np.concatenate([batch[key] for batch in batches]) for key in batches[0]}
 
 

@@ -14,6 +14,13 @@ def tiny_override(**choices) -> str:
     return ",".join(f"task.model.encoder.any.{key}={value}" for key, value in sizes.items())
 
 
+def real_rows(batch) -> dict[str, np.ndarray]:
+    """Returns a batch without what only fills it up."""
+    batch = {key: value.numpy() for key, value in batch.items()}
+    weights = batch.pop("row_weights", None)
+    return batch if weights is None else {key: value[weights > 0] for key, value in batch.items()}
+
+
 def one_step(params: cfg.ExperimentConfig, jit_compile=False):
     """Takes a train and an eval step; returns the task, the model, the optimizer and both logs."""
     task = task_factory.get_task(params.task)

@@ -1,5 +1,6 @@
 """The order of rows in fine-tuning, and how machines and replicas share the rows of a global batch."""
 
+from collections.abc import Callable
 from typing import Optional
 
 import numpy as np
@@ -11,7 +12,7 @@ def order_of_rows(number: int, params: cfg.DataConfig, start_step: int) -> tf.da
     """Returns the numbers, int64, of the rows of every batch from step `start_step` on.
 
     Row g of training, counting from 0 over all epochs, is place g % number of epoch g // number's permutation, which is
-    keyed by (`params.seed`, epoch). Evaluation sees every row once, in order.
+    keyed by (`params.seed`, epoch). Evaluation sees every row once, in order; its last batch is filled up with -1.
 
     Args:
       number: of all rows.
@@ -19,7 +20,8 @@ def order_of_rows(number: int, params: cfg.DataConfig, start_step: int) -> tf.da
       start_step: the step that comes first, counted from 0; evaluation has none.
     """
     if not params.is_training:
-        return tf.data.Dataset.range(number)
+        missing = tf.constant([-1] * (-number % params.global_batch_size), tf.int64)
+        return tf.data.Dataset.range(number).concatenate(tf.data.Dataset.from_tensor_slices(missing))
 
     def permutation(epoch):
         seed = tf.random.fold_in(tf.constant([params.seed, 0], tf.int64), epoch)
@@ -56,3 +58,34 @@ def share_of_batches(
         share = global_batch_size // pipelines
         rows = rows.enumerate().filter(lambda i, row: i // share % pipelines == pipeline).map(lambda i, row: row)
     return rows, input_context.get_per_replica_batch_size(global_batch_size)
+
+
+def batches_of_rows(
+    number: int,
+    encode: Callable[[tf.Tensor], dict[str, tf.Tensor]],
+    params: cfg.DataConfig,
+    input_context: Optional[tf.distribute.InputContext],
+    start_step: int,
+) -> tf.data.Dataset:
+    """Returns this input pipeline's batches from step `start_step` on, all of one static size.
+
+    In evaluation they also have `row_weights`, float32 [B]: 1 for a row, and 0 for what only fills up the last batch.
+
+    Args:
+      number: of all rows.
+      encode: makes a batch, tensors [B] or [B, L], of the numbers of its rows, int64 [B].
+      params: of the data: `is_training`, `global_batch_size`, `seq_length` L, `seed`.
+      input_context: as for `share_of_batches`.
+      start_step: as for `order_of_rows`.
+    """
+    rows = order_of_rows(number, params, start_step)
+    rows, batch_size = share_of_batches(rows, params.global_batch_size, input_context)
+    shape = [batch_size, params.seq_length]
+
+    def make(rows):
+        batch = encode(tf.maximum(rows, 0))
+        batch = {key: tf.ensure_shape(t, shape[: t.shape.rank]) for key, t in batch.items()}  # XLA wants them static
+        return batch if params.is_training else dict(batch, row_weights=tf.cast(rows >= 0, tf.float32))
+
+    batches = rows.batch(batch_size, drop_remainder=True)
+    return batches.map(make, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(tf.data.AUTOTUNE)

@@ -19,7 +19,7 @@ from official.core import config_definitions as cfg
 from official.nlp.data import data_loader_factory
 
 from shatter_tf.command_line import UserError, first_line, nearest
-from shatter_tf.data.batches import order_of_rows, share_of_batches
+from shatter_tf.data.batches import batches_of_rows
 from shatter_tf.data.text import read_lines
 from shatter_tf.data.tokenizer import Tokenizer, read_vocabulary
 
@@ -222,23 +222,15 @@ class LabelledDataLoader:
     def load(self, input_context: Optional[tf.distribute.InputContext] = None, start_step: int = 0) -> tf.data.Dataset:
         """Returns batches from step `start_step` on, of this input pipeline's share of the global batch.
 
-        Each is the encoder's inputs, int32 [B, L], and `label_ids`, int32 [B], or float32 [B] where labels are numbers.
-        In evaluation the last may be smaller.
+        Each is the encoder's inputs, int32 [B, L], and `label_ids`, int32 [B], or float32 [B] where labels are numbers;
+        in evaluation with `row_weights`, see `batches_of_rows`.
         """
-        params = self.params
-        rows = order_of_rows(len(self.label_ids), params, start_step)
-        rows, batch_size = share_of_batches(rows, params.global_batch_size, input_context)
-
         texts = [tf.constant(column) for column in self.texts]
-        labels = tf.constant(self.label_ids)
+        labels, length = tf.constant(self.label_ids), self.params.seq_length
 
-        def encode(indices):
-            columns = [tf.gather(column, indices) for column in texts]
-            encoded = self.tokenizer.encode(columns[0], columns[1] if len(columns) > 1 else None, params.seq_length)
-            inputs = self.tokenizer.pad(encoded, params.seq_length)
-            if params.is_training:  # XLA wants every shape static
-                inputs = {key: tf.ensure_shape(ids, [batch_size, params.seq_length]) for key, ids in inputs.items()}
-            return dict(inputs, label_ids=tf.gather(labels, indices))
+        def encode(rows):
+            columns = [tf.gather(column, rows) for column in texts]
+            encoded = self.tokenizer.encode(columns[0], columns[1] if len(columns) > 1 else None, length)
+            return dict(self.tokenizer.pad(encoded, length), label_ids=tf.gather(labels, rows))
 
-        batches = rows.batch(batch_size, drop_remainder=params.is_training)
-        return batches.map(encode, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(tf.data.AUTOTUNE)
+        return batches_of_rows(len(self.label_ids), encode, self.params, input_context, start_step)

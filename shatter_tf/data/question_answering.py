@@ -18,7 +18,7 @@ from official.nlp.data import data_loader_factory
 from official.nlp.tools import squad_evaluate_v1_1, squad_evaluate_v2_0
 
 from shatter_tf.command_line import UserError
-from shatter_tf.data.batches import order_of_rows, share_of_batches
+from shatter_tf.data.batches import batches_of_rows
 from shatter_tf.data.labelled import open_tfds
 from shatter_tf.data.tokenizer import Tokenizer, read_vocabulary
 
@@ -412,35 +412,30 @@ class QuestionAnsweringDataLoader:
         """Returns batches from step `start_step` on, of this input pipeline's share of the global batch.
 
         Each is the encoder's inputs, int32 [B, L]; `start_positions` and `end_positions`, int32 [B], 0 where the window
-        does not hold the answer; and in evaluation, where the last batch may be smaller, `window`, int64 [B], and
-        `may_start` and `may_end`, bool [B, L], for `best_spans`.
+        does not hold the answer; and in evaluation `window`, int64 [B], `may_start` and `may_end`, bool [B, L], for
+        `best_spans`, and `row_weights`, see `batches_of_rows`.
         """
         params = self.params
-        rows = order_of_rows(len(self._places), params, start_step)
-        rows, batch_size = share_of_batches(rows, params.global_batch_size, input_context)
         # Tensors made once: a function would copy arrays into itself.
         table = {name: tf.constant(values) for name, values in self.windows.items()}
         begins = tf.constant(self._question_begin), tf.constant(self._window_begin)
         question_ids, context_ids = tf.constant(self._question_ids), tf.constant(self._context_ids)
         places = tf.constant(self._places)
 
-        def encode(indices):
-            if params.is_training:  # XLA wants every shape static
-                indices = tf.ensure_shape(indices, [batch_size])
-            question_begin, window_begin = (tf.gather(x, indices) for x in begins)
-            window = {name: tf.gather(values, indices) for name, values in table.items()}
+        def encode(rows):
+            question_begin, window_begin = (tf.gather(x, rows) for x in begins)
+            window = {name: tf.gather(values, rows) for name, values in table.items()}
             batch = lay_out(
                 self.tokenizer, question_ids, question_begin, context_ids, window_begin, window, params.seq_length
             )
-            start, end = tf.unstack(tf.gather(places, indices), axis=1)
+            start, end = tf.unstack(tf.gather(places, rows), axis=1)
             batch.update(start_positions=start, end_positions=end)
             if params.is_training:
                 del batch["may_start"], batch["may_end"]
                 return batch
-            return dict(batch, window=indices)
+            return dict(batch, window=rows)
 
-        batches = rows.batch(batch_size, drop_remainder=params.is_training)
-        return batches.map(encode, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(tf.data.AUTOTUNE)
+        return batches_of_rows(len(self._places), encode, params, input_context, start_step)
 
     def text(self, window: int, start: int, end: int) -> str:
         """Returns what stands in the context from place `start` to place `end` of a window."""

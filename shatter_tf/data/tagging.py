@@ -18,7 +18,7 @@ from official.core import config_definitions as cfg
 from official.nlp.data import data_loader_factory
 
 from shatter_tf.command_line import UserError
-from shatter_tf.data.batches import order_of_rows, share_of_batches
+from shatter_tf.data.batches import batches_of_rows
 from shatter_tf.data.text import read_lines
 from shatter_tf.data.tokenizer import Tokenizer, read_vocabulary
 
@@ -155,26 +155,19 @@ class TaggingDataLoader:
         """Returns batches from step `start_step` on, of this input pipeline's share of the global batch.
 
         Each is the encoder's inputs, int32 [B, L], and `label_ids`, int32 [B, L]: at each word's first wordpiece the id
-        of its tag, elsewhere NO_TAG. In evaluation the last may be smaller.
+        of its tag, elsewhere NO_TAG; in evaluation with `row_weights`, see `batches_of_rows`.
         """
-        params = self.params
-        rows = order_of_rows(len(self._lengths), params, start_step)
-        rows, batch_size = share_of_batches(rows, params.global_batch_size, input_context)
         words, tags = (
             tf.RaggedTensor.from_row_lengths(tf.constant(values), self._lengths) for values in (self._words, self._tags)
         )
 
-        def encode(indices):
-            encoded, first = self.tokenizer.encode_words(tf.gather(words, indices), params.seq_length)
-            inputs = self.tokenizer.pad(encoded, params.seq_length)
+        def encode(rows):
+            encoded, first = self.tokenizer.encode_words(tf.gather(words, rows), self.params.seq_length)
+            inputs = self.tokenizer.pad(encoded, self.params.seq_length)
             # The words that are cut off are the last ones.
-            kept = tf.RaggedTensor.from_tensor(tf.gather(tags, indices).to_tensor(), lengths=first.row_lengths())
+            kept = tf.RaggedTensor.from_tensor(tf.gather(tags, rows).to_tensor(), lengths=first.row_lengths())
             places = tf.stack([first.value_rowids(), first.flat_values], axis=1)
             labels = tf.fill(tf.shape(inputs["input_word_ids"]), NO_TAG)
-            batch = dict(inputs, label_ids=tf.tensor_scatter_nd_update(labels, places, kept.flat_values))
-            if params.is_training:  # XLA wants every shape static
-                batch = {key: tf.ensure_shape(ids, [batch_size, params.seq_length]) for key, ids in batch.items()}
-            return batch
+            return dict(inputs, label_ids=tf.tensor_scatter_nd_update(labels, places, kept.flat_values))
 
-        batches = rows.batch(batch_size, drop_remainder=params.is_training)
-        return batches.map(encode, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(tf.data.AUTOTUNE)
+        return batches_of_rows(len(self._lengths), encode, self.params, input_context, start_step)
