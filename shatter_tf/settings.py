@@ -13,6 +13,7 @@ import math
 import operator
 import os
 import re
+import sys
 import types
 import typing
 from collections.abc import Iterable, Iterator
@@ -279,7 +280,21 @@ def resolve(
             model_dirs.check(model_dir, run)
     if found:
         raise UserError("; ".join(found))
+    _warn_of_idle_steps(params)
     return run
+
+
+def _warn_of_idle_steps(params: cfg.ExperimentConfig) -> None:
+    """Says so when the learning rate is zero long before the end."""
+    rate, steps = params.trainer.optimizer_config.learning_rate, params.trainer.train_steps
+    schedule = rate.get().as_dict()
+    last = schedule.get("decay_steps", steps)
+    if last < steps and not schedule.get("end_learning_rate", schedule.get("alpha")) and distribution.is_chief():
+        say(
+            f"warning: the learning rate is 0 from step {last} on, but trainer.train_steps={steps}; leave out "
+            f"trainer.optimizer_config.learning_rate.{rate.type}.decay_steps, and it follows from that",
+            sys.stderr,
+        )
 
 
 def resolve_without_data(*, config_file: Optional[str] = None, params_override: str = "") -> cfg.ExperimentConfig:

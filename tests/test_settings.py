@@ -27,6 +27,16 @@ def test_unset_schedule_and_intervals_follow_from_train_steps(pretrain):
     assert params.trainer.validation_interval % 30 == 0
 
 
+@pytest.mark.parametrize(
+    ("decay_steps", "end", "warned"), [(7, 0.0, True), (7, 1e-5, False), (20, 0.0, False), (30, 0.0, False)]
+)
+def test_steps_without_a_learning_rate_are_warned_of(pretrain, capsys, decay_steps, end, warned):
+    rate = "trainer.optimizer_config.learning_rate.polynomial"
+    pretrain(f"trainer.train_steps=20,{rate}.decay_steps={decay_steps},{rate}.end_learning_rate={end}")
+    said = f"warning: the learning rate is 0 from step {decay_steps} on, but trainer.train_steps=20; leave out"
+    assert (said in capsys.readouterr().err) == warned
+
+
 def test_whole_numbers_are_taken_for_floats(pretrain):
     run = pretrain(f"{OPTIMIZER}.adamw.weight_decay_rate=1,{ENCODER}.squashing_scale=2,trainer.train_steps=3")
     assert type(run.params.trainer.optimizer_config.optimizer.adamw.weight_decay_rate) is float
