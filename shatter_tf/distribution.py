@@ -159,7 +159,9 @@ def _wait_for_all(addresses: list[str], index: int) -> None:
     if index == 0 and missing:
         say(f"waiting for {len(missing)} more worker{'s' * (len(missing) > 1)}")
     try:
-        server = socket.create_server(("", hosts[index][1]))
+        both = socket.has_dualstack_ipv6()
+        family = socket.AF_INET6 if both else socket.AF_INET
+        server = socket.create_server(("", hosts[index][1]), family=family, dualstack_ipv6=both)
     except OSError as error:
         raise UserError(f"{addresses[index]} in TF_CONFIG: {error.strerror}") from error
     deadline = time.monotonic() + _MOST_SECONDS_TO_COME
