@@ -208,7 +208,7 @@ def row_weights(inputs: dict[str, tf.Tensor]) -> tf.Tensor:
 
 
 def _mean_over_rows(losses: tf.Tensor, inputs: dict[str, tf.Tensor]) -> tf.Tensor:
-    weights = row_weights(inputs)
+    weights = inputs.get("row_weights", tf.ones_like(losses))
     return tf.math.divide_no_nan(tf.reduce_sum(losses * weights), tf.reduce_sum(weights))
 
 
