@@ -294,6 +294,7 @@ def test_a_signal_before_there_is_anything_to_save_is_heeded_at_once(tmp_path, w
     for begun in (lambda process: heeds_sigterm(process.pid), lambda process: (directory / "experiment.json").exists()):
         with launch(data, directory, "trainer.train_steps=4000") as process:
             while not begun(process):
+                assert process.poll() is None
                 time.sleep(0.01)
             process.send_signal(signal.SIGTERM)
             said = process.communicate(timeout=30)[0]
@@ -302,8 +303,9 @@ def test_a_signal_before_there_is_anything_to_save_is_heeded_at_once(tmp_path, w
 
 
 def heeds_sigterm(pid):
-    caught = re.search(r"SigCgt:\s*(\w+)", pathlib.Path(f"/proc/{pid}/status").read_text())[1]
-    return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
+    """Whether the process blocks the signal: a thread of it waits for it then."""
+    blocked = re.search(r"SigBlk:\s*(\w+)", pathlib.Path(f"/proc/{pid}/status").read_text())[1]
+    return bool(int(blocked, 16) >> (signal.SIGTERM - 1) & 1)
 
 
 @pytest.mark.slow
