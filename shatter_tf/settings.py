@@ -9,6 +9,7 @@ import copy
 import dataclasses
 import functools
 import itertools
+import json
 import math
 import os
 import re
@@ -66,14 +67,21 @@ _YamlLoader.add_implicit_resolver(
 )
 
 
+def _load_yaml(text: str):
+    settings = yaml.load(text, _YamlLoader)
+    # Escapes in YAML can give halves of characters, which are no text to TensorFlow.
+    json.dumps(settings, ensure_ascii=False, skipkeys=True, default=str).encode()
+    return settings
+
+
 def read_config_file(path: str, flag: str = "--config_file") -> dict:
     """Returns the settings in a YAML file, the value of `flag`; raises UserError."""
     try:
         with tf.io.gfile.GFile(path) as f:
-            settings = yaml.load(f.read(), _YamlLoader)
+            settings = _load_yaml(f.read())
     except tf.errors.OpError as error:
         raise UserError(f"{flag}={path}: no such file") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeError) as error:
         raise UserError(f"{flag}={path}: {' '.join(str(error).split())}") from error
     if not isinstance(settings, dict):
         raise UserError(f"{flag}={path}: no settings in it")
@@ -88,7 +96,7 @@ def parse_override(text: str) -> dict:
     {'trainer': {'train_steps': 10}, 'task': {'model': {'num_classes': 2}}}
     """
     try:
-        settings = yaml.load(hyperparams.nested_csv_str_to_json_str(text), _YamlLoader) if text else {}
+        settings = _load_yaml(hyperparams.nested_csv_str_to_json_str(text)) if text else {}
     except (ValueError, yaml.YAMLError) as error:
         raise UserError(f"--params_override={text}: {' '.join(str(error).split())}; expected key=value,…") from error
     if not isinstance(settings, dict):

@@ -125,6 +125,7 @@ def test_files_then_flags(pretrain, tmp_path, write_corpus, random_documents):
             "grpc://localhost:9: no dispatcher of a tf.data service answers.*refused",
         ),
         ("task.validation_data.enable_tf_data_service=true", "validation reads each row once, on this machine"),
+        ('task.train_data.input_path="\\ud800"', "--params_override=.*surrogates not allowed"),
         ("trainer.accumulation_steps=0", "trainer.accumulation_steps=0 is not positive"),
         ("runtime.mixed_precision_dtype=float8", "mixed_precision_dtype=float8: use float32, bfloat16, float16"),
         ("runtime.distribution_strategy=mirorred", "did you mean mirrored"),
@@ -266,7 +267,9 @@ def test_bert_keeps_its_activation_unless_another_is_asked_for(pretrain, said, s
     assert (encoder.any.hidden_activation, encoder.bert.hidden_activation) == (shatter, bert)
 
 
-@pytest.mark.parametrize("text", ["a: [1\n", "just text\n", "!!python/object/apply:os.system ['true']\n", ""])
+@pytest.mark.parametrize(
+    "text", ['a: "\\ud800"\n', "a: [1\n", "just text\n", "!!python/object/apply:os.system ['true']\n", ""]
+)
 def test_config_files_that_are_none(tmp_path, text):
     path = tmp_path / "a.yaml"
     path.write_text(text)
