@@ -324,7 +324,9 @@ def _load_corpus(params, data_dir, initial, found) -> tuple[list[str], bool]:
     validation.input_path = validation.input_path or data_dir or train.input_path
     if not train.input_path:
         raise UserError("no corpus: give --data_dir, a directory made by `python -m shatter_tf.prepare`")
-    corpus, other = all_of(lambda: Corpus.read(train.input_path), lambda: Corpus.read(validation.input_path))
+    paths = dict.fromkeys([train.input_path, validation.input_path])  # mostly one, to be read once
+    corpora = all_of(*(functools.partial(Corpus.read, path) for path in paths))
+    corpus, other = corpora[0], corpora[-1]
     if other.vocabulary_sha256 != corpus.vocabulary_sha256:
         found.append(f"{validation.input_path}: prepared with another vocabulary than {train.input_path}")
     train.seq_length = train.seq_length or corpus.seq_length
