@@ -4,7 +4,8 @@ So nothing is stored for the backward pass, the same entries are dropped however
 batch into replicas, and a resumed run drops what the uninterrupted one would have. And it is cheap: on accelerators the
 random numbers of TensorFlow's stateless generators cost many times what they are used for (docs/performance.md).
 
-The hash is the finalizer of MurmurHash3 (Austin Appleby, public domain) on 32 bits, with a key added half-way.
+The hash is the finalizer of MurmurHash3 (Austin Appleby, public domain) on 32 bits, with a key added half-way and without
+its last step, which stirs the lower half alone: what is dropped depends on the upper one.
 """
 
 from typing import Optional
@@ -20,8 +21,7 @@ def _unsigned(t) -> tf.Tensor:
 
 def _mix(h: tf.Tensor, key=0) -> tf.Tensor:
     h = tf.bitwise.bitwise_xor(h, tf.bitwise.right_shift(h, _unsigned(16))) * _unsigned(0x85EBCA6B) + _unsigned(key)
-    h = tf.bitwise.bitwise_xor(h, tf.bitwise.right_shift(h, _unsigned(13))) * _unsigned(0xC2B2AE35)
-    return tf.bitwise.bitwise_xor(h, tf.bitwise.right_shift(h, _unsigned(16)))
+    return tf.bitwise.bitwise_xor(h, tf.bitwise.right_shift(h, _unsigned(13))) * _unsigned(0xC2B2AE35)
 
 
 def row_keys(seed, step, batch_size) -> tf.Tensor:

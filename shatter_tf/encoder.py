@@ -1,7 +1,10 @@
 """The Shatter encoder: a drop-in for Model Garden's BertEncoderV2, bound to ShatterConfig.
 
-post-norm:  h <- LN(h + attention(h));      h <- LN(h + feed_forward(h))
-pre-norm:   h <- h + attention(LN(h));      h <- h + feed_forward(LN(h));      LN after the last block
+post-norm:  h <- N(h + attention(h));       h <- N(h + feed_forward(h))
+pre-norm:   h <- h + attention(N(h));       h <- h + feed_forward(N(h));       N after the last block
+
+    N(h) = h / sqrt(mean(h^2) + 1e-6) * g         no mean subtracted and no bias added: it learns as well as layer
+                                                  normalisation and is the cheaper (docs/log.md, docs/performance.md)
 """
 
 import random
@@ -12,6 +15,7 @@ import tensorflow as tf
 import tf_keras
 from official.modeling import hyperparams, tf_utils
 from official.nlp.modeling import layers
+from official.nlp.modeling.layers.transformer_encoder_block import RMSNorm
 
 from shatter_tf.attention import ShatterAttention, as_config, query_positions, same_document, same_document_mask
 from shatter_tf.config import ShatterConfig
@@ -20,14 +24,28 @@ from shatter_tf.partition import position_partition
 
 
 def _layer_norm(name: str) -> tf_keras.layers.Layer:
+    """Returns a layer for N (Zhang and Sennrich 2019, arXiv 1910.07467), in and out float32."""
     # Every norm has "layer_norm" in its name: that is what keeps it out of weight decay.
-    return tf_keras.layers.LayerNormalization(epsilon=1e-12, dtype=tf.float32, name=name)
+    return RMSNorm(dtype=tf.float32, name=name)
+
+
+@tf.custom_gradient
+def squared_relu(x: tf.Tensor):
+    """Returns max(x, 0)^2, of x's shape and dtype. Source: So et al. 2021, arXiv 2109.08668.
+
+    Example:
+    >>> squared_relu(tf.constant([-1.0, 3.0])).numpy().tolist()
+    [0.0, 9.0]
+    """
+    relu = tf.nn.relu(x)
+    # Its own derivative, so that one tensor is kept for it: relu's would keep the signs of x as well.
+    return tf.square(relu), lambda dy: 2.0 * dy * relu
 
 
 def feed_forward_activation(name: str) -> Callable[[tf.Tensor], tf.Tensor]:
     """Returns the activation that `hidden_activation` names: "squared_relu", or one of Model Garden's."""
-    if name == "squared_relu":  # So et al. 2021, arXiv 2109.08668
-        return lambda x: tf.square(tf.nn.relu(x))
+    if name == "squared_relu":
+        return squared_relu
     return tf_utils.get_activation(name)
 
 

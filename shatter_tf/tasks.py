@@ -239,10 +239,13 @@ class _Task:
         That is what Keras's loss scaling does. Only float16 needs the scale itself; for the others it stays 1.
         """
         optimizer = super().create_optimizer(optimizer_config, runtime_config, dp_config)
-        if isinstance(optimizer, tf_keras.mixed_precision.LossScaleOptimizer):
-            return optimizer
-        never = 2**31 - 1
-        return tf_keras.mixed_precision.LossScaleOptimizer(optimizer, initial_scale=1.0, dynamic_growth_steps=never)
+        if not isinstance(optimizer, tf_keras.mixed_precision.LossScaleOptimizer):
+            scaling = dict(initial_scale=1.0, dynamic_growth_steps=2**31 - 1)
+            optimizer = tf_keras.mixed_precision.LossScaleOptimizer(optimizer, **scaling)
+        # It would read every gradient to see whether it is finite. `train_step` has seen to that: one is as all are.
+        update = optimizer._loss_scale.update
+        optimizer._loss_scale.update = lambda gradients: update(gradients[-1:])
+        return optimizer
 
     def initialize(self, model):
         """Restores the encoder from `init_checkpoint`, if there is one."""

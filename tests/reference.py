@@ -63,10 +63,8 @@ def attention(x, weights, input_mask, f, activation="sigmoid", normalizer="part_
     return y, a
 
 
-def layer_norm(x, gamma, beta, epsilon=1e-12):
-    mean = x.mean(-1, keepdims=True)
-    variance = ((x - mean) ** 2).mean(-1, keepdims=True)
-    return (x - mean) / np.sqrt(variance + epsilon) * gamma + beta
+def rms_norm(x, scale, epsilon=1e-6):
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + epsilon) * scale
 
 
 def squared_relu(x):
@@ -77,10 +75,10 @@ def block(h, weights, input_mask, f, norm_first, **choices):
     """One encoder block, [B, L, D]."""
 
     def norm1(z):
-        return layer_norm(z, weights["g1"], weights["b1"])
+        return rms_norm(z, weights["g1"])
 
     def norm2(z):
-        return layer_norm(z, weights["g2"], weights["b2"])
+        return rms_norm(z, weights["g2"])
 
     def feed_forward(z):
         return squared_relu(z @ weights["w1"] + weights["c1"]) @ weights["w2"] + weights["c2"]

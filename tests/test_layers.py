@@ -60,14 +60,13 @@ def _call_block(layer, training=False):
 
 ATTENTION = {f"{part}/{w}" for part in ("query", "value", "output_projection") for w in ("kernel", "bias")}
 BLOCK = {f"attention/{name}" for name in ATTENTION} | {
-    *(f"{norm}/{w}" for norm in ("attention_layer_norm", "output_layer_norm") for w in ("gamma", "beta")),
+    *(f"{norm}/{norm}/scale" for norm in ("attention_layer_norm", "output_layer_norm")),
     *(f"{dense}/{w}" for dense in ("intermediate", "output") for w in ("kernel", "bias")),
 }
 ENCODER = {
     "word_embeddings/embeddings",
     "type_embeddings/embeddings",
-    "embeddings_layer_norm/gamma",
-    "embeddings_layer_norm/beta",
+    "embeddings_layer_norm/embeddings_layer_norm/scale",
     "pooler/kernel",
     "pooler/bias",
     *(f"block_{i}/{name}" for i in range(2) for name in BLOCK),
