@@ -432,14 +432,14 @@ def test_a_tiny_model_learns_eight_answers(write, words, tmp_path, version):
         write(content, name)
     more = tiny_override(max_sequence_length=64, hidden_size=48, intermediate_size=96)
     more += ",task.train_data.seq_length=64,task.train_data.doc_stride=32,task.train_data.global_batch_size=8"
-    metrics = train(tmp_path, words, more, "trainer.validation_interval=300", steps=300)
+    metrics = train(tmp_path, words, more, "trainer.validation_interval=400", steps=400)
     assert metrics["f1"] > 0.9
     assert metrics["exact_match"] > 0.8
     assert set(metrics) == {"step", "loss", "exact_match", "f1", "parameters"}
     history = model_dir.read_history(str(tmp_path / "run"))
-    assert [(entry["step"], entry["f1"]) for entry in history] == [(300, metrics["f1"])]
+    assert [(entry["step"], entry["f1"]) for entry in history] == [(400, metrics["f1"])]
     (tmp_path / "run" / "metrics.json").unlink()
-    assert train(tmp_path, words, more, mode="eval", steps=300) == metrics
+    assert train(tmp_path, words, more, mode="eval", steps=400) == metrics
 
 
 def test_a_run_goes_on_where_it_was(write, words, tmp_path, capsys):
