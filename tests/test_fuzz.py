@@ -146,7 +146,7 @@ def test_random_settings_to_the_end(experiment, data_dir, tmp_path):
     """Those that are accepted: the run is built, trained and evaluated."""
     before, ended = contents(data_dir), []
 
-    @fuzz(max_examples=CASES // 60)
+    @fuzz(max_examples=CASES // 120)
     @given(some_settings(experiment, SMALL_VALUES, most=1))
     def test(chosen):
         output = tmp_path / "runs" / f"{len(ended)}"
@@ -287,7 +287,7 @@ def pretrain_to_the_end(base, output):
     [("run/history.jsonl", go_on), ("pretrain/corpus/train-00000-of-00001.tfrecord", pretrain_to_the_end)],
 )
 def test_damaged_inputs_that_training_reads(inputs, name, command, tmp_path):
-    assert_survives_damage(inputs, name, command, CASES // 50, tmp_path)
+    assert_survives_damage(inputs, name, command, CASES // 100, tmp_path)
 
 
 @pytest.mark.parametrize("code", ["!!python/object/apply:os.system ['touch hacked']", "!!python/name:os.system"])
