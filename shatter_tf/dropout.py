@@ -4,8 +4,8 @@ So nothing is stored for the backward pass, the same entries are dropped however
 batch into replicas, and a resumed run drops what the uninterrupted one would have. And it is cheap: on accelerators the
 random numbers of TensorFlow's stateless generators cost many times what they are used for (docs/performance.md).
 
-The hash is the finalizer of MurmurHash3 (Austin Appleby, public domain) on 32 bits, with a key added half-way and without
-its last step, which stirs the lower half alone: what is dropped depends on the upper one.
+The hash is the finalizer of MurmurHash3 (Austin Appleby, public domain) on 32 bits, with a key added half-way and
+without its last step, which stirs the lower half alone: what is dropped depends on the upper one.
 """
 
 from typing import Optional
