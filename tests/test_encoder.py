@@ -8,7 +8,7 @@ from official.nlp.configs import encoders
 from official.nlp.modeling import networks
 
 from shatter_tf.config import ShatterConfig
-from shatter_tf.encoder import ShatterEncoder
+from shatter_tf.encoder import ShatterEncoder, squared_relu
 
 
 def small(**choices) -> ShatterConfig:
@@ -182,3 +182,12 @@ def test_keras_model_round_trips(tmp_path):
     np.testing.assert_allclose(restored(batch()), expected, atol=1e-6)
     served = tf.saved_model.load(str(tmp_path / "saved_model"))
     np.testing.assert_allclose(served(batch(), training=False), expected, atol=1e-6)
+
+
+def test_squared_relu_has_the_derivative_of_what_it_computes():
+    x = tf.constant([-2.0, -0.1, 0.0, 0.5, 3.0])
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch(x)
+        own, plain = squared_relu(x), tf.square(tf.nn.relu(x))
+    np.testing.assert_array_equal(own, plain)
+    np.testing.assert_array_equal(tape.gradient(own, x), tape.gradient(plain, x))
