@@ -1,10 +1,10 @@
 # What people do here. Each makes the virtual environment it needs.
 PYTHON ?= python3
 VENV = .venv
-# A test process for each core, up to 4, which grow to 3 GB where there are two; what a file sets up is set up once.
-PYTEST = $(VENV)/bin/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
+# A test process for each core, up to 4, which grow to 3 GB where there are two; one that is idle takes over tests.
+PYTEST = $(VENV)/bin/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal
 
-.PHONY: demo test test-slow lint tpu-compiler
+.PHONY: demo test test-slow test-all lint tpu-compiler
 
 demo: $(VENV)/installed
 	bash demo/demo.sh
@@ -14,6 +14,10 @@ test: lint
 
 test-slow: $(VENV)/installed
 	$(PYTEST) -m slow
+
+# In one run, which sets up once what both need.
+test-all: lint
+	$(PYTEST)
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .

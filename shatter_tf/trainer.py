@@ -47,6 +47,17 @@ class Trainer(base_trainer.Trainer):
         )
         self._input_seconds = input_seconds
 
+    def distribute_dataset(self, dataset_or_fn, *args, **kwargs):
+        on_one = isinstance(self.strategy, tf.distribute.OneDeviceStrategy)
+        if not on_one or "CPU" not in self.strategy.extended.worker_devices[0]:
+            return super().distribute_dataset(dataset_or_fn, *args, **kwargs)
+        # Autotuning sleeps for as long as it has run, a minute at most, and who drops an iterator, after an evaluation
+        # and at the end, often waits for it to wake, all of Python with them. What a strategy makes of a dataset cannot
+        # be told not to tune; on one CPU there is nothing to distribute.
+        options = tf.data.Options()
+        options.autotune.enabled = False
+        return dataset_or_fn(*args, **kwargs).with_options(options)
+
     def _compile(self, step):
         # A TPU compiles every step anyway. Several replicas on CPUs must meet in the middle of a step, which a compiled
         # one cannot.

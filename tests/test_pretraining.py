@@ -47,22 +47,27 @@ def masked(rows=4000, length=40, **choices):
     settings = dict(mask_rate=0.15, max_predictions=6, mask_id=MASK)
     settings.update(choices)
     ordinary = np.array([i not in SPECIAL for i in range(28)])
-    outputs = tf.map_fn(
-        lambda x: mask_row(
-            x[0],
-            x[1],
-            tf.random.fold_in([7, 7], x[2]),
-            ordinary_ids=tf.constant(np.flatnonzero(ordinary), tf.int32),
-            is_ordinary=tf.constant(ordinary),
-            **settings,
-        ),
-        (ids, packs, np.arange(rows, dtype=np.int64)),
-        fn_output_signature=dict(
-            **{key: tf.int32 for key in ("input_word_ids", "input_mask", "input_type_ids")},
-            **{key: tf.int32 for key in ("masked_lm_positions", "masked_lm_ids")},
-            masked_lm_weights=tf.float32,
-        ),
-    )
+
+    @tf.function  # eagerly, map_fn is a loop in Python
+    def mask_rows(*rows):
+        return tf.map_fn(
+            lambda x: mask_row(
+                x[0],
+                x[1],
+                tf.random.fold_in([7, 7], x[2]),
+                ordinary_ids=tf.constant(np.flatnonzero(ordinary), tf.int32),
+                is_ordinary=tf.constant(ordinary),
+                **settings,
+            ),
+            rows,
+            fn_output_signature=dict(
+                **{key: tf.int32 for key in ("input_word_ids", "input_mask", "input_type_ids")},
+                **{key: tf.int32 for key in ("masked_lm_positions", "masked_lm_ids")},
+                masked_lm_weights=tf.float32,
+            ),
+        )
+
+    outputs = mask_rows(ids, packs, np.arange(rows, dtype=np.int64))
     return ids, {key: value.numpy() for key, value in outputs.items()}
 
 

@@ -380,6 +380,13 @@ def test_a_run_that_was_killed_ends_with_the_same_weights(
         np.testing.assert_array_equal(one, other, err_msg=one.name)
 
 
+def test_iterators_do_not_autotune(pretrain, tmp_path):
+    """Else dropping one would wait, about every other time, for as long as its tuning sleeps."""
+    session = start(pretrain(NO_XLA), tmp_path).trainer
+    for dataset in (session.train_dataset, session.eval_dataset):
+        assert dataset.options().autotune.enabled is False
+
+
 def damage(path, how):
     data = bytearray(path.read_bytes())
     if how == "cut":
