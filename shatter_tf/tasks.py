@@ -228,10 +228,9 @@ class _Task:
     # The names of the metrics that `reduce_aggregated_logs` reckons from all predictions of an evaluation.
     aggregated_metrics = ()
 
-    @without_autograph
     def build_inputs(self, params, input_context: Optional[tf.distribute.InputContext] = None):
         loader = data_loader_factory.get_data_loader(params)
-        return loader.load(input_context, self.start_step if params.is_training else 0)
+        return without_autograph(loader.load)(input_context, self.start_step if params.is_training else 0)
 
     @classmethod
     def create_optimizer(cls, optimizer_config, runtime_config=None, dp_config=None):
@@ -461,12 +460,11 @@ class QuestionAnsweringTask(_Task, question_answering.QuestionAnsweringTask):
     def __init__(self, params, logging_dir=None, name=None):
         base_task.Task.__init__(self, params, logging_dir, name=name)  # Model Garden's reads the validation data here
 
-    @without_autograph
     def build_inputs(self, params, input_context: Optional[tf.distribute.InputContext] = None):
         loader = data_loader_factory.get_data_loader(params)
         if not params.is_training:
             self._validation = loader  # knows the texts
-        return loader.load(input_context, self.start_step if params.is_training else 0)
+        return without_autograph(loader.load)(input_context, self.start_step if params.is_training else 0)
 
     def weight(self, inputs):
         return tf.reduce_sum(row_weights(inputs))
