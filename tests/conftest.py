@@ -1,5 +1,6 @@
 """Settings of every test: quiet libraries, and no policy or seed left over from the test before."""
 
+import gc
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -16,6 +17,7 @@ from shatter_tf.command_line import quieten_logging
 from shatter_tf.data.tokenizer import SPECIAL_TOKENS
 from shatter_tf.preemption import StopRequest
 
+gc.freeze()  # half a million objects of libraries, in which every collection would look for garbage
 quieten_logging()
 StopRequest.listen = lambda self: None  # a process of tests, and what it starts, is stopped as others are
 # Replicas are tested on CPUs that are one.
