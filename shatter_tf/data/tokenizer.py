@@ -265,7 +265,7 @@ def _before_nfc(
 def _truncate(tokens: tf.RaggedTensor, limit) -> tf.RaggedTensor:
     """Keeps the first `limit` (a scalar or [B]) tokens of each row."""
     keep, rows = tf.minimum(tokens.row_lengths(), tf.cast(limit, tf.int64)), tokens.value_rowids()
-    # Ragged slices and comparisons would be twice as many operations, in every graph that is served.
+    # Ragged slices and comparisons would take far more operations, in every graph that is served.
     place = tf.range(tf.size(rows, tf.int64)) - tf.gather(tokens.row_starts(), rows)
     kept = tf.boolean_mask(tokens.flat_values, place < tf.gather(keep, rows))
     return tf.RaggedTensor.from_row_lengths(kept, keep, validate=False)
