@@ -245,7 +245,9 @@ def attend_in_blocks(
             y, totals = y + spread(far_y), totals + spread(far_totals)
         else:
             y, totals = read(keys, packs, x, value, all_parts, True)
-        return normalize_parts(y, totals) if config.normalizer == "part_row_sum" else y
+        y = normalize_parts(y, totals) if config.normalizer == "part_row_sum" else y
+        # Without an axis for B: of one row, the TPU compiler would make it the one that it fills up to 128 entries.
+        return tf.reshape(y, [-1, config.hidden_size])
 
     def queries(t: tf.Tensor) -> tf.Tensor:
         """Cuts [B, L, K] into [blocks, B, size, K]; the last block is filled up with zeros."""
@@ -269,10 +271,11 @@ def attend_in_blocks(
     y = tf.map_fn(
         lambda block: attend_block(block, packs, x, value),
         blocks,
-        fn_output_signature=tf.TensorSpec([x.shape[0], size, config.hidden_size], x.dtype),
+        fn_output_signature=tf.TensorSpec([x.shape[0] and x.shape[0] * size, config.hidden_size], x.dtype),
         parallel_iterations=1,  # one block's memory at a time
     )
-    y = tf.reshape(tf.transpose(y, [1, 0, 2, 3]), [-1, len(starts) * size, config.hidden_size])
+    y = tf.transpose(tf.reshape(y, [len(starts), -1, size, config.hidden_size]), [1, 0, 2, 3])
+    y = tf.reshape(y, [-1, len(starts) * size, config.hidden_size])
     return y[:, :length]
 
 
