@@ -1,8 +1,8 @@
 """Single-headed attention whose values depend on a soft partition of relative positions.
 
     s_ij = (x_i Wq + bq) . x_j / sqrt(D) + sum_p f_p(j - i) (x_i U + u)_p     scores: no key projection
-    a_ij = m_ij sigmoid(s_ij)                                                one map, masked by multiplication
-    n_ip = sum_j f_p(j - i) a_ij + 0.01                                      how much of part p is attended to
+    a_ij = m_ij exp(s_ij - max_j s_ij)                                       one map of other tokens: m_ii = 0
+    n_ip = sum_j f_p(j - i) a_ij + 0.01 sum_j a_ij                           how much of part p is attended to
     y_ip = (1 / n_ip) sum_j f_p(j - i) a_ij (x_j Wv_p + bv_p)                part p reads with its own values
     y_i  = concat_p(y_ip) [Wo + bo]                                          the projection is optional
 
@@ -22,33 +22,39 @@ from shatter_tf.partition import far_parts, soft_partition
 
 # Keeps the normaliser of a fully masked row finite, and far below one unmasked entry of any useful size.
 EPSILON = 1e-6
-# The same for a part. Below this much attention in all, a part fades out; 1 instead of 0.01 learns worse (docs/log.md).
-PART_EPSILON = 1e-2
+# A part that gets less than this share of a row's attention fades out.
+SMALL_SHARE = 1e-2
 # Up to so many parts, what is summed over them is summed entry by entry: a matrix product would be too thin to pay.
 FEW_PARTS = 4
 
 
-def same_document_mask(input_mask: tf.Tensor) -> tf.Tensor:
-    """Returns m_ij: whether i and j are of the same document, by their pack numbers.
+def attention_mask(packs: tf.Tensor, rows: Optional[int] = None) -> tf.Tensor:
+    """Returns m_ij: whether j is another token of i's document, for the first queries i and every j.
 
     Documents packed into one row are numbered 1, 2, 3, …; 0 is padding. A plain 0/1 mask is the special case of one
-    document. Padding attends to nothing and nothing attends to it.
+    document. Padding attends to nothing and nothing attends to it. Nor does a token attend to itself, which it has
+    from the residual connection already: parts near 0 are then free for its neighbours.
 
     Args:
-      input_mask: integer [B, L].
+      packs: document numbers, integer [B, M].
+      rows: L, the number of queries; None takes all.
 
     Returns:
       bool [B, L, M].
 
     Example:
-    >>> same_document_mask(tf.constant([[1, 2, 0]]))[0].numpy().astype(int).tolist()
-    [[1, 0, 0], [0, 1, 0], [0, 0, 0]]
+    >>> attention_mask(tf.constant([[1, 1, 2, 0]]))[0].numpy().astype(int).tolist()
+    [[0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
+
+    Source: that a token does not attend to itself is ours; docs/log.md has the measurement behind it.
     """
-    return same_document(input_mask, input_mask)
+    queries = packs if rows is None else packs[:, :rows]
+    i, j = (tf.range(t.shape[1] or tf.shape(t)[1]) for t in (queries, packs))
+    return tf.logical_and(same_document(queries, packs), i[:, tf.newaxis] != j)
 
 
 def same_document(query_packs: tf.Tensor, key_packs: tf.Tensor) -> tf.Tensor:
-    """Returns `same_document_mask`, bool [B, L, M], for some queries, [B, L], and all keys, [B, M]."""
+    """Returns whether i and j are of the same document, bool [B, L, M], by their pack numbers, [B, L] and [B, M]."""
     query, key = query_packs[:, :, tf.newaxis], key_packs[:, tf.newaxis, :]
     return tf.logical_and(tf.equal(query, key), key > 0)
 
@@ -81,7 +87,17 @@ def attention_scores(
     return tf.cast(scores, tf.float32)
 
 
-def attention_map(scores: tf.Tensor, mask: tf.Tensor, activation: str, normalizer: str) -> tf.Tensor:
+def largest_score(scores: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
+    """Returns max_j s_ij over the j that the mask has, float32 [B, L, 1]; arguments as for `attention_map`.
+
+    What divides a row by its sum does not depend on it, so neither do gradients: it only keeps exponentials small.
+    """
+    return tf.stop_gradient(tf.reduce_max(tf.where(mask, scores, -1e9), axis=-1, keepdims=True))
+
+
+def attention_map(
+    scores: tf.Tensor, mask: tf.Tensor, activation: str, normalizer: str, largest: Optional[tf.Tensor] = None
+) -> tf.Tensor:
     """Returns a_ij, divided by the row's n_i if there is one for all parts, as float32 [B, L, M].
 
     Masked entries and rows are exactly zero.
@@ -89,17 +105,18 @@ def attention_map(scores: tf.Tensor, mask: tf.Tensor, activation: str, normalize
     Args:
       scores: s, float32 [B, L, M].
       mask: m, bool [B, L, M].
-      activation: a_ij is "sigmoid" (the paper's) or "softmax" of the scores.
-      normalizer: "none" and "part_row_sum" (n_i = 1; see `part_scale` for the latter), "row_sum" (n_i = sum_j a_ij) or
-        "unit_length" (n_i = sqrt(sum_j a_ij^2)).
+      activation: a_ij is "exp" of the score less the row's largest, or "sigmoid" (the paper's) of the score.
+      normalizer: "none" and "part_row_sum" (n_i = 1; see `normalize_parts` for the latter), "row_sum" (n_i =
+        sum_j a_ij, which makes a softmax of "exp") or "unit_length" (n_i = sqrt(sum_j a_ij^2)).
+      largest: float32 [B, L, 1], see `largest_score`; None works it out.
 
     Source: the normalisers are ours; sigmoid attention has none of its own, and unit-length rows do not depend on L.
     """
-    mask = tf.cast(mask, tf.float32)
     if activation == "sigmoid":
-        attention = mask * tf.sigmoid(scores)
+        attention = tf.cast(mask, tf.float32) * tf.sigmoid(scores)
     else:
-        attention = mask * tf.nn.softmax(scores - 1e9 * (1.0 - mask))
+        largest = largest_score(scores, mask) if largest is None else largest
+        attention = tf.exp(tf.where(mask, scores - largest, -1e9))
     if normalizer == "row_sum":
         attention /= tf.reduce_sum(attention, axis=-1, keepdims=True) + EPSILON
     elif normalizer == "unit_length":
@@ -139,17 +156,20 @@ def part_totals(attention: tf.Tensor, partition: tf.Tensor) -> tf.Tensor:
 
 
 def normalize_parts(y: tf.Tensor, totals: tf.Tensor) -> tf.Tensor:
-    """Returns y_ip / n_ip with n_ip = sum_j f_p(j - i) a_ij + 0.01: each part's own normaliser.
+    """Returns y_ip / n_ip with n_ip = t_ip + 0.01 sum_q t_iq, t_ip = sum_j f_p(j - i) a_ij: each part's own normaliser.
 
     Args, in the compute dtype as the result is:
       y: [B, L, D], part after part.
-      totals: [B, L, P], see `part_totals`.
+      totals: t, [B, L, P], see `part_totals`.
 
     Source: ours. Near parts hold a token or two, far ones dozens: divided by one n_i, what is read from the near
-    ones would start a tenth as loud as what is read from the far ones.
+    ones would start a tenth as loud as what is read from the far ones. A part that gets less than a hundredth of the
+    row's attention fades out; that its share counts, and not its total, learns better (docs/log.md).
     """
+    totals = tf.cast(totals, tf.float32)
+    totals += SMALL_SHARE * tf.reduce_sum(totals, axis=-1, keepdims=True) + EPSILON
     # A list, because LiteRT's converter gets the reciprocal of a product plus a number wrong.
-    scale = tf.cast([1.0] / (tf.cast(totals, tf.float32) + PART_EPSILON), y.dtype)
+    scale = tf.cast([1.0] / totals, y.dtype)
     # Repeated over the width of a part by a matrix product: accelerators are slow at splitting an axis.
     parts, width = totals.shape[-1], y.shape[-1]
     return y * tf.matmul(scale, tf.repeat(tf.eye(parts, dtype=y.dtype), width // parts, axis=1))
@@ -202,7 +222,7 @@ def attend_in_blocks(
 
     Args:
       config, query, position_bias, x, value: as for `attend`; the length must be static, and all positions are queries.
-      packs: document numbers, int32 [B, L]; see `same_document_mask`.
+      packs: document numbers, int32 [B, L]; see `attention_mask`.
       dropout_keys: see `dropout.dropout`; the same entries are dropped as by `attend`.
     """
     length, size, num_parts = x.shape[1], config.query_block_size, config.num_parts
@@ -210,7 +230,7 @@ def attend_in_blocks(
     distance, few_parts = far_parts(config)
     window = size + 2 * distance
     # A normaliser for all parts needs all of a row at once.
-    per_part = config.attention_activation == "sigmoid" and config.normalizer in ("none", "part_row_sum")
+    per_part = config.normalizer in ("none", "part_row_sum")
     split_keys = per_part and distance > 0 and window < length
 
     @tf.recompute_grad
@@ -218,15 +238,18 @@ def attend_in_blocks(
         # Every tensor is an argument: what is computed again must not reach for others.
         query_packs = block["packs"][:, :, 0]
 
-        def read(keys, key_packs, x, value, parts, keep):
+        def look_at(keys, key_packs, x, parts, keep=True):
+            """Returns the scores of some keys, their mask and partition, and where they are."""
             i, j = (block["start"] + tf.range(size))[:, tf.newaxis], keys[tf.newaxis, :]
             f = tf.cast(soft_partition(config, j - i, parts), x.dtype)
             bias = tf.gather(block["position_bias"], parts, axis=-1) if position_bias is not None else None
-            mask = tf.logical_and(same_document(query_packs, key_packs), keep)
-            scores = attention_scores(block["query"], x, bias, f)
-            attention = attention_map(scores, mask, config.attention_activation, config.normalizer)
-            kept = tf.cast(attention, x.dtype)
-            kept = dropout(kept, config.attention_dropout_rate, block.get("dropout_keys"), i * length + j)
+            mask = tf.logical_and(same_document(query_packs, key_packs), tf.logical_and(tf.not_equal(i, j), keep))
+            return attention_scores(block["query"], x, bias, f), mask, f, i * length + j
+
+        def read(scores, mask, f, place, value, largest=None):
+            attention = attention_map(scores, mask, config.attention_activation, config.normalizer, largest)
+            kept = tf.cast(attention, value.dtype)
+            kept = dropout(kept, config.attention_dropout_rate, block.get("dropout_keys"), place)
             return part_values(kept, f, value), part_totals(kept, f)
 
         def spread(t):
@@ -238,13 +261,16 @@ def attend_in_blocks(
 
         keys = tf.range(length)
         if split_keys:
-            near = block["first_key"] + tf.range(window)
-            y, totals = read(near, block["near_packs"], block["near_x"], block["near_value"], all_parts, True)
-            outside = tf.logical_or(keys < near[0], keys > near[-1])
-            far_y, far_totals = read(keys, packs, x, value, few_parts, outside)
+            near_keys = block["first_key"] + tf.range(window)
+            near = look_at(near_keys, block["near_packs"], block["near_x"], all_parts)
+            outside = tf.logical_or(keys < near_keys[0], keys > near_keys[-1])
+            far = look_at(keys, packs, x, few_parts, outside)
+            largest = tf.maximum(largest_score(*near[:2]), largest_score(*far[:2]))
+            y, totals = read(*near, block["near_value"], largest)
+            far_y, far_totals = read(*far, value, largest)
             y, totals = y + spread(far_y), totals + spread(far_totals)
         else:
-            y, totals = read(keys, packs, x, value, all_parts, True)
+            y, totals = read(*look_at(keys, packs, x, all_parts), value)
         y = normalize_parts(y, totals) if config.normalizer == "part_row_sum" else y
         # Without an axis for B: of one row, the TPU compiler would make it the one that it fills up to 128 entries.
         return tf.reshape(y, [-1, config.hidden_size])
@@ -285,7 +311,7 @@ class ShatterAttention(tf_keras.layers.Layer):
 
     Inputs, called as `layer(x, mask, partition, dropout_keys)`, or as `layer(x, packs, …)` for the same in blocks:
       x: [B, M, D].
-      mask: bool [B, L, M]; see `same_document_mask`. L < M computes the first L positions alone.
+      mask: bool [B, L, M]; see `attention_mask`. L < M computes the first L positions alone.
       partition: [P, L, M] of any float dtype; see `partition.position_partition`.
       packs: int32 [B, M] document numbers; see `attend_in_blocks`, which needs a static length.
       dropout_keys: uint32 [B]; see `dropout.dropout`. Without them, training draws keys of its own.
@@ -299,7 +325,7 @@ class ShatterAttention(tf_keras.layers.Layer):
     Example:
     >>> from shatter_tf.partition import position_partition
     >>> config = ShatterConfig(hidden_size=8, num_parts=2)
-    >>> x, mask = tf.random.normal([1, 5, 8]), same_document_mask(tf.ones([1, 5], tf.int32))
+    >>> x, mask = tf.random.normal([1, 5, 8]), attention_mask(tf.ones([1, 5], tf.int32))
     >>> y, attention = ShatterAttention(config)(x, mask, position_partition(config, 5))
     >>> y.shape, attention.shape
     (TensorShape([1, 5, 8]), TensorShape([1, 5, 5]))

@@ -13,7 +13,7 @@ from official.nlp.configs import encoders
 from official.nlp.modeling import layers, networks
 from official.projects.roformer.roformer_encoder_block import RoformerEncoderBlock
 
-from shatter_tf.attention import same_document_mask
+from shatter_tf.attention import same_document
 from shatter_tf.config import POOLINGS
 from shatter_tf.encoder import feed_forward_activation, mean_of_tokens
 
@@ -54,7 +54,7 @@ class SameDocumentMask(layers.SelfAttentionMask):
     """Model Garden's self-attention mask, made to understand pack numbers, so that BERT sees what Shatter sees."""
 
     def call(self, inputs, to_mask=None):
-        return tf.cast(same_document_mask(to_mask), inputs.dtype)
+        return tf.cast(same_document(to_mask, to_mask), inputs.dtype)
 
 
 class _NoPositions(tf_keras.layers.Layer):

@@ -6,7 +6,7 @@ from typing import Optional
 from official.modeling import hyperparams
 
 PARTITIONS = ("linear", "bernstein")
-ACTIVATIONS = ("sigmoid", "softmax")
+ACTIVATIONS = ("exp", "sigmoid")
 POOLINGS = ("mean", "first_token")
 NORMALIZERS = ("none", "row_sum", "unit_length", "part_row_sum")
 
@@ -27,7 +27,7 @@ class ShatterConfig(hyperparams.Config):
       partition: family of the partition of unity: "linear" (piecewise-linear hats) or "bernstein" (polynomials).
       squashing_scale: relative position, in tokens, at which the squashing t(r) is half-way from the middle to its end:
         the smaller, the finer the parts near 0 and the coarser those far away.
-      attention_activation: "sigmoid" (the paper's) or "softmax".
+      attention_activation: "exp" of the score, or its "sigmoid" (the paper's).
       normalizer: "part_row_sum" divides what is read from each part by the attention paid to it, "row_sum" each row
         of the attention map by its sum, "unit_length" by the root of its sum of squares; "none" divides nothing.
       use_position_bias: whether the score has a term of the query token and the relative position.
@@ -61,7 +61,7 @@ class ShatterConfig(hyperparams.Config):
     max_sequence_length: int = 512
     partition: str = "linear"
     squashing_scale: float = 2.0
-    attention_activation: str = "sigmoid"
+    attention_activation: str = "exp"
     normalizer: str = "part_row_sum"
     use_position_bias: bool = True
     use_output_projection: bool = False

@@ -17,7 +17,7 @@ from official.modeling import hyperparams, tf_utils
 from official.nlp.modeling import layers
 from official.nlp.modeling.layers.transformer_encoder_block import RMSNorm
 
-from shatter_tf.attention import ShatterAttention, as_config, query_positions, same_document, same_document_mask
+from shatter_tf.attention import ShatterAttention, as_config, attention_mask, query_positions
 from shatter_tf.config import ShatterConfig
 from shatter_tf.dropout import dropout, random_keys, row_keys, site_keys
 from shatter_tf.partition import position_partition
@@ -75,7 +75,7 @@ class ShatterEncoderBlock(tf_keras.layers.Layer):
 
     Example:
     >>> config = ShatterConfig(hidden_size=8, num_parts=2, intermediate_size=16)
-    >>> h, mask = tf.random.normal([1, 5, 8]), same_document_mask(tf.ones([1, 5], tf.int32))
+    >>> h, mask = tf.random.normal([1, 5, 8]), attention_mask(tf.ones([1, 5], tf.int32))
     >>> h, _ = ShatterEncoderBlock(config)(h, mask, position_partition(config, 5))
     >>> h.shape
     TensorShape([1, 5, 8])
@@ -240,13 +240,12 @@ class ShatterEncoder(tf_keras.layers.Layer):
         if self._in_query_blocks(word_ids.shape[1]):
             pairs = (packs,)
         else:
-            pairs = (same_document_mask(packs), self._partition(length))
+            pairs = (attention_mask(packs), self._partition(length))
         outputs, attention_scores = [], []
         for i, block in enumerate(self.blocks):
             if block is last and self.config.output_range is not None:
-                query_packs = packs[:, : self.config.output_range]
-                rows = query_packs.shape[1] or tf.shape(query_packs)[1]
-                pairs = (same_document(query_packs, packs), self._partition(length, rows))
+                mask = attention_mask(packs, self.config.output_range)
+                pairs = (mask, self._partition(length, mask.shape[1] or tf.shape(mask)[1]))
             block_keys = None if keys is None else site_keys(keys, i)
             if training and self.config.recompute_blocks and not self.config.return_attention_scores:
                 h = _recomputed(block, *pairs, dropout_keys=block_keys)(h)

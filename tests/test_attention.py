@@ -9,11 +9,12 @@ import tensorflow as tf
 import tf_keras
 
 from shatter_tf.attention import (
-    PART_EPSILON,
+    EPSILON,
+    SMALL_SHARE,
     ShatterAttention,
     attend,
     attention_map,
-    same_document_mask,
+    attention_mask,
 )
 from shatter_tf.config import ACTIVATIONS, NORMALIZERS, PARTITIONS, ShatterConfig
 from shatter_tf.dropout import dropout, row_keys
@@ -60,7 +61,7 @@ def inputs(seed=0):
 
 def call(layer, x, input_mask):
     length = x.shape[1]
-    return layer(tf.constant(x), same_document_mask(tf.constant(input_mask)), position_partition(layer.config, length))
+    return layer(tf.constant(x), attention_mask(tf.constant(input_mask)), position_partition(layer.config, length))
 
 
 def built(cls, **choices):
@@ -74,9 +75,9 @@ def built(cls, **choices):
 @pytest.mark.parametrize(
     ("activation", "normalizer", "choices"),
     [
-        *(("sigmoid", normalizer, {}) for normalizer in NORMALIZERS),
-        ("softmax", "none", dict(use_output_projection=True)),
-        ("softmax", "part_row_sum", dict(use_position_bias=False)),
+        *(("exp", normalizer, {}) for normalizer in NORMALIZERS),
+        ("sigmoid", "none", dict(use_output_projection=True)),
+        ("sigmoid", "part_row_sum", dict(use_position_bias=False)),
     ],
 )
 def test_attention_matches_the_oracle(family, mask, activation, normalizer, choices):
@@ -113,7 +114,7 @@ def test_one_part_is_plain_single_head_attention():
     layer = ShatterAttention(make_config(num_parts=1))
     y, attention = call(layer, inputs(), MASKS["full"])
     value = inputs() @ layer.value.kernel[:, 0].numpy()
-    rows = attention.numpy() / (attention.numpy().sum(axis=-1, keepdims=True) + PART_EPSILON)
+    rows = attention.numpy() / attention.numpy().sum(axis=-1, keepdims=True) / (1 + SMALL_SHARE)
     np.testing.assert_allclose(y, rows @ value, atol=1e-4)
 
 
@@ -134,7 +135,7 @@ def test_each_part_reads_a_mean_over_its_own_tokens(family):
     layer.value.kernel.assign(tf.zeros_like(layer.value.kernel))  # every token's value is the part's bias
     y, attention = call(layer, inputs(), MASKS["packed"])
     total = tf.einsum("BLM,PLM->BLP", attention, position_partition(layer.config, L)).numpy()
-    share = total / (total + PART_EPSILON)
+    share = total / (total + SMALL_SHARE * total.sum(axis=-1, keepdims=True) + EPSILON)
     expected = share[..., np.newaxis] * layer.value.bias.numpy().reshape(P, E)
     np.testing.assert_allclose(y, expected.reshape(B, L, D), atol=1e-5)
 
@@ -178,7 +179,7 @@ def test_shift_equivariance():
 def test_fewer_queries_than_keys_give_the_first_positions():
     layer = built(ShatterEncoderBlock)
     x = tf.constant(inputs())
-    mask, f = same_document_mask(tf.constant(MASKS["packed"])), position_partition(layer.config, L)
+    mask, f = attention_mask(tf.constant(MASKS["packed"])), position_partition(layer.config, L)
     whole, part = layer(x, mask, f), layer(x, mask[:, :4], f[:, :4])
     np.testing.assert_allclose(part[0], whole[0][:, :4], atol=1e-5)
     assert part[1].shape == (B, 4, L)
@@ -186,7 +187,7 @@ def test_fewer_queries_than_keys_give_the_first_positions():
 
 def test_eager_graph_and_xla_agree():
     layer = built(ShatterEncoderBlock)
-    x, mask = tf.constant(inputs()), same_document_mask(tf.constant(MASKS["packed"]))
+    x, mask = tf.constant(inputs()), attention_mask(tf.constant(MASKS["packed"]))
     f = position_partition(layer.config, L)
 
     def value_and_gradients():
@@ -207,7 +208,7 @@ def test_dropout_acts_on_the_one_map():
     config = make_config(attention_dropout_rate=0.5, normalizer="none", partition="bernstein")
     rng = np.random.default_rng(2)
     query, x = (tf.constant(rng.normal(size=(B, L, D)), tf.float32) for _ in range(2))
-    operands = (config, query, None, x, tf.ones([B, P, L, E]), same_document_mask(tf.constant(MASKS["full"])))
+    operands = (config, query, None, x, tf.ones([B, P, L, E]), attention_mask(tf.constant(MASKS["full"])))
     f = position_partition(config, L)
     keys = row_keys(seed=0, step=1, batch_size=B)
     y, attention = attend(*operands, f, keys)
@@ -219,7 +220,7 @@ def test_dropout_acts_on_the_one_map():
 
 def test_dropout_is_for_training_alone():
     layer = built(ShatterEncoderBlock, dropout_rate=0.5, attention_dropout_rate=0.5)
-    x, mask = tf.constant(inputs()), same_document_mask(tf.constant(MASKS["full"]))
+    x, mask = tf.constant(inputs()), attention_mask(tf.constant(MASKS["full"]))
     f, keys = position_partition(layer.config, L), row_keys(seed=0, step=1, batch_size=B)
     assert np.any(layer(x, mask, f, training=True)[0] != layer(x, mask, f, training=True)[0])
     np.testing.assert_array_equal(layer(x, mask, f, keys, training=True)[0], layer(x, mask, f, keys, training=True)[0])
@@ -254,7 +255,7 @@ def test_blocks_of_queries_give_the_same_values_and_gradients(size, choices, jit
     in_blocks = tf.function(value_and_gradients, jit_compile=jit_compile, autograph=False)
     for name, packs in MASKS.items():
         packs = tf.constant(packs)
-        at_once = value_and_gradients(same_document_mask(packs), position_partition(layer.config, L))
+        at_once = value_and_gradients(attention_mask(packs), position_partition(layer.config, L))
         for expected, actual in zip(at_once, in_blocks(packs), strict=True):
-            # Of gradients up to 30.
-            np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=2e-3, err_msg=name)
+            largest = float(tf.reduce_max(tf.abs(expected)))
+            np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=2e-4 * max(1.0, largest), err_msg=name)

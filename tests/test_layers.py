@@ -12,7 +12,7 @@ from layer_checks import check_layer
 
 import shatter_tf
 from shatter_tf import baselines
-from shatter_tf.attention import ShatterAttention, same_document_mask
+from shatter_tf.attention import ShatterAttention, attention_mask
 from shatter_tf.config import ShatterConfig
 from shatter_tf.encoder import ShatterEncoder, ShatterEncoderBlock
 from shatter_tf.partition import position_partition
@@ -29,7 +29,7 @@ CONFIG = ShatterConfig(
     max_sequence_length=29,
     partition="bernstein",
     squashing_scale=3.0,
-    attention_activation="softmax",
+    attention_activation="sigmoid",
     normalizer="unit_length",
     use_position_bias=False,
     use_output_projection=True,
@@ -55,7 +55,7 @@ def _call_encoder(layer, training=False):
 
 
 def _call_block(layer, training=False):
-    return layer(VECTORS, same_document_mask(PACKS), position_partition(CONFIG, 11), training=training)
+    return layer(VECTORS, attention_mask(PACKS), position_partition(CONFIG, 11), training=training)
 
 
 ATTENTION = {f"{part}/{w}" for part in ("query", "value", "output_projection") for w in ("kernel", "bias")}
