@@ -1,7 +1,7 @@
 """Single-headed attention whose values depend on a soft partition of relative positions.
 
     s_ij = (x_i Wq + bq) . x_j / sqrt(D) + sum_p f_p(j - i) (x_i U + u)_p     scores: no key projection
-    a_ij = m_ij exp(s_ij - max_j s_ij)                                       one map of other tokens: m_ii = 0
+    a_ij = m_ij sigmoid(s_ij - 5)                                            one map, of other tokens: m_ii = 0
     n_ip = sum_j f_p(j - i) a_ij + 0.01 sum_j a_ij                           how much of part p is attended to
     y_ip = (1 / n_ip) sum_j f_p(j - i) a_ij (x_j Wv_p + bv_p)                part p reads with its own values
     y_i  = concat_p(y_ip) [Wo + bo]                                          the projection is optional
@@ -22,6 +22,8 @@ from shatter_tf.partition import far_parts, soft_partition
 
 # Keeps the normaliser of a fully masked row finite, and far below one unmasked entry of any useful size.
 EPSILON = 1e-6
+# The same for a part, and of a size whose reciprocal is a float16.
+PART_EPSILON = 3e-5
 # A part that gets less than this share of a row's attention fades out.
 SMALL_SHARE = 1e-2
 # Up to so many parts, what is summed over them is summed entry by entry: a matrix product would be too thin to pay.
@@ -87,39 +89,24 @@ def attention_scores(
     return tf.cast(scores, tf.float32)
 
 
-def largest_score(scores: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
-    """Returns max_j s_ij over the j that the mask has, float32 [B, L, 1]; arguments as for `attention_map`.
-
-    What divides a row by its sum does not depend on it, so neither do gradients: it only keeps exponentials small.
-    """
-    return tf.stop_gradient(tf.reduce_max(tf.where(mask, scores, -1e9), axis=-1, keepdims=True))
-
-
-def attention_map(
-    scores: tf.Tensor, mask: tf.Tensor, activation: str, normalizer: str, largest: Optional[tf.Tensor] = None
-) -> tf.Tensor:
+def attention_map(config: ShatterConfig, scores: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
     """Returns a_ij, divided by the row's n_i if there is one for all parts, as float32 [B, L, M].
 
     Masked entries and rows are exactly zero.
 
     Args:
+      config: supplies the sigmoid's bias and the normaliser: "none" and "part_row_sum" (n_i = 1; for the latter see
+        `normalize_parts`), "row_sum" (n_i = sum_j a_ij) or "unit_length" (n_i = sqrt(sum_j a_ij^2)).
       scores: s, float32 [B, L, M].
       mask: m, bool [B, L, M].
-      activation: a_ij is "exp" of the score less the row's largest, or "sigmoid" (the paper's) of the score.
-      normalizer: "none" and "part_row_sum" (n_i = 1; see `normalize_parts` for the latter), "row_sum" (n_i =
-        sum_j a_ij, which makes a softmax of "exp") or "unit_length" (n_i = sqrt(sum_j a_ij^2)).
-      largest: float32 [B, L, 1], see `largest_score`; None works it out.
 
-    Source: the normalisers are ours; sigmoid attention has none of its own, and unit-length rows do not depend on L.
+    Source: the sigmoid is the paper's. Its bias is ours: far below its middle it is nearly an exponential, of which a
+    normaliser makes a softmax, but it needs no maximum of the row and cannot overflow. The normalisers are ours, too.
     """
-    if activation == "sigmoid":
-        attention = tf.cast(mask, tf.float32) * tf.sigmoid(scores)
-    else:
-        largest = largest_score(scores, mask) if largest is None else largest
-        attention = tf.exp(tf.where(mask, scores - largest, -1e9))
-    if normalizer == "row_sum":
+    attention = tf.cast(mask, tf.float32) * tf.sigmoid(scores - config.sigmoid_bias)
+    if config.normalizer == "row_sum":
         attention /= tf.reduce_sum(attention, axis=-1, keepdims=True) + EPSILON
-    elif normalizer == "unit_length":
+    elif config.normalizer == "unit_length":
         attention *= tf.math.rsqrt(tf.reduce_sum(tf.square(attention), axis=-1, keepdims=True) + EPSILON)
     return attention
 
@@ -167,7 +154,7 @@ def normalize_parts(y: tf.Tensor, totals: tf.Tensor) -> tf.Tensor:
     row's attention fades out; that its share counts, and not its total, learns better (docs/log.md).
     """
     totals = tf.cast(totals, tf.float32)
-    totals += SMALL_SHARE * tf.reduce_sum(totals, axis=-1, keepdims=True) + EPSILON
+    totals += SMALL_SHARE * tf.reduce_sum(totals, axis=-1, keepdims=True) + PART_EPSILON
     # A list, because LiteRT's converter gets the reciprocal of a product plus a number wrong.
     scale = tf.cast([1.0] / totals, y.dtype)
     # Repeated over the width of a part by a matrix product: accelerators are slow at splitting an axis.
@@ -197,7 +184,7 @@ def attend(
     """
     partition = tf.cast(partition, x.dtype)
     scores = attention_scores(query, x, position_bias, partition)
-    attention = attention_map(scores, mask, config.attention_activation, config.normalizer)
+    attention = attention_map(config, scores, mask)
     kept = dropout(tf.cast(attention, x.dtype), config.attention_dropout_rate, dropout_keys)
     y = part_values(kept, partition, value)
     if config.normalizer == "part_row_sum":
@@ -238,18 +225,16 @@ def attend_in_blocks(
         # Every tensor is an argument: what is computed again must not reach for others.
         query_packs = block["packs"][:, :, 0]
 
-        def look_at(keys, key_packs, x, parts, keep=True):
-            """Returns the scores of some keys, their mask and partition, and where they are."""
+        def read(keys, key_packs, x, value, parts, keep=True):
             i, j = (block["start"] + tf.range(size))[:, tf.newaxis], keys[tf.newaxis, :]
             f = tf.cast(soft_partition(config, j - i, parts), x.dtype)
             bias = tf.gather(block["position_bias"], parts, axis=-1) if position_bias is not None else None
             mask = tf.logical_and(same_document(query_packs, key_packs), tf.logical_and(tf.not_equal(i, j), keep))
-            return attention_scores(block["query"], x, bias, f), mask, f, i * length + j
-
-        def read(scores, mask, f, place, value, largest=None):
-            attention = attention_map(scores, mask, config.attention_activation, config.normalizer, largest)
-            kept = tf.cast(attention, value.dtype)
-            kept = dropout(kept, config.attention_dropout_rate, block.get("dropout_keys"), place)
+            attention = attention_map(
+                attention_scores(block["query"], x, bias, f), mask, config.sigmoid_bias, config.normalizer
+            )
+            kept = tf.cast(attention, x.dtype)
+            kept = dropout(kept, config.attention_dropout_rate, block.get("dropout_keys"), i * length + j)
             return part_values(kept, f, value), part_totals(kept, f)
 
         def spread(t):
@@ -261,16 +246,13 @@ def attend_in_blocks(
 
         keys = tf.range(length)
         if split_keys:
-            near_keys = block["first_key"] + tf.range(window)
-            near = look_at(near_keys, block["near_packs"], block["near_x"], all_parts)
-            outside = tf.logical_or(keys < near_keys[0], keys > near_keys[-1])
-            far = look_at(keys, packs, x, few_parts, outside)
-            largest = tf.maximum(largest_score(*near[:2]), largest_score(*far[:2]))
-            y, totals = read(*near, block["near_value"], largest)
-            far_y, far_totals = read(*far, value, largest)
+            near = block["first_key"] + tf.range(window)
+            y, totals = read(near, block["near_packs"], block["near_x"], block["near_value"], all_parts)
+            outside = tf.logical_or(keys < near[0], keys > near[-1])
+            far_y, far_totals = read(keys, packs, x, value, few_parts, outside)
             y, totals = y + spread(far_y), totals + spread(far_totals)
         else:
-            y, totals = read(*look_at(keys, packs, x, all_parts), value)
+            y, totals = read(keys, packs, x, value, all_parts)
         y = normalize_parts(y, totals) if config.normalizer == "part_row_sum" else y
         # Without an axis for B: of one row, the TPU compiler would make it the one that it fills up to 128 entries.
         return tf.reshape(y, [-1, config.hidden_size])

@@ -6,7 +6,6 @@ from typing import Optional
 from official.modeling import hyperparams
 
 PARTITIONS = ("linear", "bernstein")
-ACTIVATIONS = ("exp", "sigmoid")
 POOLINGS = ("mean", "first_token")
 NORMALIZERS = ("none", "row_sum", "unit_length", "part_row_sum")
 
@@ -27,7 +26,8 @@ class ShatterConfig(hyperparams.Config):
       partition: family of the partition of unity: "linear" (piecewise-linear hats) or "bernstein" (polynomials).
       squashing_scale: relative position, in tokens, at which the squashing t(r) is half-way from the middle to its end:
         the smaller, the finer the parts near 0 and the coarser those far away.
-      attention_activation: "exp" of the score, or its "sigmoid" (the paper's).
+      sigmoid_bias: what is taken off a score before its sigmoid: 0 is the paper's, and at 5 it is nearly an exponential,
+        of which "part_row_sum" makes a softmax of each part.
       normalizer: "part_row_sum" divides what is read from each part by the attention paid to it, "row_sum" each row
         of the attention map by its sum, "unit_length" by the root of its sum of squares; "none" divides nothing.
       use_position_bias: whether the score has a term of the query token and the relative position.
@@ -61,7 +61,7 @@ class ShatterConfig(hyperparams.Config):
     max_sequence_length: int = 512
     partition: str = "linear"
     squashing_scale: float = 2.0
-    attention_activation: str = "exp"
+    sigmoid_bias: float = 5.0
     normalizer: str = "part_row_sum"
     use_position_bias: bool = True
     use_output_projection: bool = False
@@ -86,7 +86,6 @@ class ShatterConfig(hyperparams.Config):
             found.append(f"hidden_size={self.hidden_size} is not divisible by num_parts={self.num_parts}")
         for name, allowed in (
             ("partition", PARTITIONS),
-            ("attention_activation", ACTIVATIONS),
             ("normalizer", NORMALIZERS),
             ("pooling", POOLINGS),
         ):

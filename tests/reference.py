@@ -27,9 +27,9 @@ def sigmoid(x):
     return 1 / (1 + np.exp(-x))
 
 
-def attention(x, weights, input_mask, f, activation="exp", normalizer="part_row_sum"):
+def attention(x, weights, input_mask, f, normalizer="part_row_sum", sigmoid_bias=5.0):
     """y, [B, L, D], and the map, [B, L, L]: a / n where one n serves all parts, else a."""
-    epsilon, small_share = 1e-6, 1e-2
+    epsilon, part_epsilon, small_share = 1e-6, 3e-5, 1e-2
     batch, length, width = x.shape
     parts = f.shape[0]
     q = x @ weights["wq"] + weights["bq"]
@@ -41,10 +41,7 @@ def attention(x, weights, input_mask, f, activation="exp", normalizer="part_row_
             document = [j for j in range(length) if input_mask[n, j] > 0 and input_mask[n, j] == input_mask[n, i]]
             allowed = [j for j in document if j != i]
             s = {j: q[n, i] @ x[n, j] / math.sqrt(width) + bias[n, i] @ f[:, i, j] for j in allowed}
-            if activation == "sigmoid":
-                row = {j: sigmoid(value) for j, value in s.items()}
-            else:
-                row = {j: math.exp(value - max(s.values())) for j, value in s.items()}
+            row = {j: sigmoid(value - sigmoid_bias) for j, value in s.items()}
             norm = 1.0
             if normalizer == "row_sum":
                 norm = sum(row.values()) + epsilon
@@ -56,7 +53,7 @@ def attention(x, weights, input_mask, f, activation="exp", normalizer="part_row_
     for p in range(parts):
         y.append(np.einsum("blm,lm,bme->ble", a, f[p], v[:, p]))
         if normalizer == "part_row_sum":
-            y[p] /= (a * f[p]).sum(-1, keepdims=True) + small_share * a.sum(-1, keepdims=True) + epsilon
+            y[p] /= (a * f[p]).sum(-1, keepdims=True) + small_share * a.sum(-1, keepdims=True) + part_epsilon
     y = np.concatenate(y, axis=-1)
     if "wo" in weights:
         y = y @ weights["wo"] + weights["bo"]
