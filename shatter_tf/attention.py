@@ -230,10 +230,8 @@ def attend_in_blocks(
             f = tf.cast(soft_partition(config, j - i, parts), x.dtype)
             bias = tf.gather(block["position_bias"], parts, axis=-1) if position_bias is not None else None
             mask = tf.logical_and(same_document(query_packs, key_packs), tf.logical_and(tf.not_equal(i, j), keep))
-            attention = attention_map(
-                attention_scores(block["query"], x, bias, f), mask, config.sigmoid_bias, config.normalizer
-            )
-            kept = tf.cast(attention, x.dtype)
+            scores = attention_scores(block["query"], x, bias, f)
+            kept = tf.cast(attention_map(config, scores, mask), x.dtype)
             kept = dropout(kept, config.attention_dropout_rate, block.get("dropout_keys"), i * length + j)
             return part_values(kept, f, value), part_totals(kept, f)
 

@@ -26,8 +26,8 @@ class ShatterConfig(hyperparams.Config):
       partition: family of the partition of unity: "linear" (piecewise-linear hats) or "bernstein" (polynomials).
       squashing_scale: relative position, in tokens, at which the squashing t(r) is half-way from the middle to its end:
         the smaller, the finer the parts near 0 and the coarser those far away.
-      sigmoid_bias: what is taken off a score before its sigmoid: 0 is the paper's, and at 5 it is nearly an exponential,
-        of which "part_row_sum" makes a softmax of each part.
+      sigmoid_bias: what is taken off a score before its sigmoid: 0 is the paper's, and at 5 it is nearly an
+        exponential, of which "part_row_sum" makes a softmax of each part.
       normalizer: "part_row_sum" divides what is read from each part by the attention paid to it, "row_sum" each row
         of the attention map by its sum, "unit_length" by the root of its sum of squares; "none" divides nothing.
       use_position_bias: whether the score has a term of the query token and the relative position.
