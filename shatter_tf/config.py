@@ -24,8 +24,8 @@ class ShatterConfig(hyperparams.Config):
       type_vocab_size: kinds of segment (`input_type_ids`).
       max_sequence_length: longest input in tokens; longer ones are refused.
       partition: family of the partition of unity: "linear" (piecewise-linear hats) or "bernstein" (polynomials).
-      squashing_scale: relative position, in tokens, at which the squashing t(r) is half-way from the middle to its end:
-        the smaller, the finer the parts near 0 and the coarser those far away.
+      squashing_scale: from relative position 1, where the innermost parts have their knots, to the next knot, in
+        tokens: the larger, the further the parts reach.
       sigmoid_bias: what is taken off a score before its sigmoid: 0 is the paper's, and at 5 it is nearly an
         exponential, of which "part_row_sum" makes a softmax of each part.
       normalizer: "part_row_sum" divides what is read from each part by the attention paid to it, "row_sum" each row
@@ -60,7 +60,7 @@ class ShatterConfig(hyperparams.Config):
     type_vocab_size: int = 2
     max_sequence_length: int = 512
     partition: str = "linear"
-    squashing_scale: float = 2.0
+    squashing_scale: float = 1.0
     sigmoid_bias: float = 5.0
     normalizer: str = "part_row_sum"
     use_position_bias: bool = True

@@ -13,25 +13,38 @@ import tensorflow as tf
 from shatter_tf.config import ShatterConfig
 
 
-def squash(r: tf.Tensor, scale: float) -> tf.Tensor:
-    """Maps relative positions to (0, 1), monotonically: t(r) = (1 + r / (|r| + scale)) / 2, so that t(-r) = 1 - t(r).
+def squash(r: tf.Tensor, scale: float, num_parts: int) -> tf.Tensor:
+    """Maps relative positions to [0, 1], so that r = 1 and 1 + scale fall on the innermost of P knots, if P is even.
+
+        t(r) = (1 + sgn(r) (d + (1 - d) (|r| - 1) / (|r| - 1 + c))) / 2     t(0) = 1/2, d = 1 / (P - 1),
+                                                                            c = scale max(P/2 - 2, 1)
+
+    It is monotone, and t(-r) = 1 - t(r). The knots are 0, 1/(P - 1), …, 1; the outermost are infinitely far away.
 
     Args:
-      r: relative positions j - i in tokens, any shape, any real dtype.
-      scale: where t is half-way from the middle to an end, in tokens.
+      r: relative positions j - i in tokens, any shape, whole numbers of any real dtype.
+      scale: from the knot of r = 1 to the next one, in tokens.
+      num_parts: P.
 
     Returns:
       t, float32, the shape of `r`.
 
     Example:
-    >>> squash(tf.constant([-6, -2, 0, 2]), scale=2.0).numpy().tolist()
-    [0.125, 0.25, 0.5, 0.75]
+    >>> (7 * squash(tf.constant([-1, 0, 1, 2, 5]), scale=1.0, num_parts=8)).numpy().round(3).tolist()
+    [3.0, 3.5, 4.0, 5.0, 6.0]
 
-    Source: ours. It needs no longest length, and puts most parts where they tell most, within a few tokens; docs/log.md
-    has the measurements behind it.
+    Source: ours. It needs no longest length, and puts most parts where they tell most, within a few tokens. Nothing is
+    left of it for r = 0, because no token attends to itself. docs/log.md has the measurements behind it.
     """
     r = tf.cast(r, tf.float32)
-    return 0.5 * (1.0 + r / (tf.abs(r) + scale))
+    d = 1.0 / max(num_parts - 1, 1)
+    further = tf.nn.relu(tf.abs(r) - 1.0)
+    return 0.5 * (1.0 + tf.sign(r) * (d + (1.0 - d) * further / (further + half_way(scale, num_parts))))
+
+
+def half_way(scale: float, num_parts: int) -> float:
+    """Returns c of `squash`: how far from 1, in tokens, t is half-way from the knot of 1 to the outermost."""
+    return scale * max(num_parts / 2 - 2, 1)
 
 
 def linear(t: tf.Tensor, num_parts: int, parts: Optional[Sequence[int]] = None) -> tf.Tensor:
@@ -96,7 +109,8 @@ def soft_partition(config: ShatterConfig, r: tf.Tensor, parts: Optional[Sequence
     >>> float(tf.reduce_max(tf.abs(tf.reduce_sum(f, axis=0) - 1.0))) < 1e-6
     True
     """
-    return FAMILIES[config.partition](squash(r, config.squashing_scale), config.num_parts, parts)
+    t = squash(r, config.squashing_scale, config.num_parts)
+    return FAMILIES[config.partition](t, config.num_parts, parts)
 
 
 def far_parts(config: ShatterConfig) -> tuple[int, list[int]]:
@@ -106,10 +120,10 @@ def far_parts(config: ShatterConfig) -> tuple[int, list[int]]:
     parts, it returns 0 and all.
 
     Example:
-    >>> config = ShatterConfig(hidden_size=12, num_parts=12, squashing_scale=2.0)
+    >>> config = ShatterConfig(hidden_size=12, num_parts=12)
     >>> far_parts(config)
-    (9, [0, 1, 10, 11])
-    >>> f = soft_partition(config, tf.constant([-9, 9, 5_000]))
+    (17, [0, 1, 10, 11])
+    >>> f = soft_partition(config, tf.constant([-17, 17, 5_000]))
     >>> bool(tf.reduce_all(f[2:-2] < 1e-6))
     True
     """
@@ -117,7 +131,7 @@ def far_parts(config: ShatterConfig) -> tuple[int, list[int]]:
     if config.partition != "linear" or number < 6:
         return 0, list(range(number))
     # Part P - 3 ends at the knot of part P - 2: t(r) = (P - 2) / (P - 1), which is where r is
-    distance = config.squashing_scale * (number - 3) / 2
+    distance = 1 + half_way(config.squashing_scale, number) * (number - 4) / 2
     return math.ceil(distance), [0, 1, number - 2, number - 1]
 
 

@@ -53,18 +53,22 @@ def test_symmetric(family):
 
 
 def test_the_nearest_positions_fall_apart():
-    # 8 parts and scale 2: the knots lie at |r| = 1/3, 3/2, 5 and infinity, on either side.
-    table = at_length(config("linear", parts=8, scale=2.0), 6)
-    np.testing.assert_allclose(table[6, 10], 1, atol=1e-5)  # r = +5
-    np.testing.assert_allclose(table[1, 0], 1, atol=1e-5)  # r = -5
-    np.testing.assert_allclose(table[3:5, 5], 0.5, atol=1e-5)  # r = 0
-    assert not table[4:, 4].any()  # r = -1 belongs to no part of what follows
-    assert not table[:4, 6].any()  # nor r = +1 to one of what precedes
+    # 8 parts: the knots lie at |r| = 1, 2, 5 and infinity, on either side.
+    table = at_length(config("linear", parts=8, scale=1.0), 6)
+    for r, part in ((-5, 1), (-2, 2), (-1, 3), (1, 4), (2, 5), (5, 6)):
+        np.testing.assert_allclose(table[:, 5 + r], np.eye(8)[part], atol=1e-5)
+
+
+@pytest.mark.parametrize("parts", [2, 4, 6, 8, 12, 16, 24])
+def test_every_part_has_a_position_but_a_token_itself(parts):
+    table = at_length(config("linear", parts=parts, scale=1.0), 512)
+    table[:, 511] = 0  # r = 0
+    assert table.max(axis=1).min() > 0.2
 
 
 def test_neighbouring_far_positions_stay_distinct_under_bfloat16(bfloat16_policy):
     del bfloat16_policy
-    t = squash(tf.constant([256, 257]), 2.0).numpy()
+    t = squash(tf.constant([256, 257]), 2.0, 12).numpy()
     assert t.dtype == np.float32
     assert t[0] < t[1]
 
