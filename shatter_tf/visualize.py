@@ -176,10 +176,11 @@ class Shown:
         if self.config is None:
             raise LeftOut("the encoder is BERT, which has no parts")
         reach = self.task.train_data.seq_length - 1
-        # Whole tokens, and between them enough to draw smooth curves where they are a few pixels apart.
-        right = np.unique(np.concatenate([np.arange(reach + 1), np.arange(0, 20, 0.02), np.geomspace(1, reach, 500)]))
-        right = right[right <= reach]
-        r = np.concatenate([-right[:0:-1], right])
+        # Whole tokens, without the one that reads, and between them enough to draw smooth curves where they are a few
+        # pixels apart.
+        right = np.concatenate([np.arange(1, reach + 1), np.arange(1, 20, 0.02), np.geomspace(1, reach, 500)])
+        right = np.unique(right[right <= reach])
+        r = np.concatenate([-right[::-1], right])
         return r, soft_partition(self.config, r).numpy()
 
     def partition(self):
@@ -199,6 +200,8 @@ class Shown:
 
     def _attention(self) -> dict:
         """Returns the arguments of `draw_attention`."""
+        import tensorflow as tf
+
         from shatter_tf import pictures
         from shatter_tf.attention import part_totals
         from shatter_tf.encoder import ShatterEncoder
@@ -214,6 +217,8 @@ class Shown:
         ids = inputs["input_word_ids"][0].numpy()
         partition = position_partition(self.config, len(ids))
         maps = {f"layer {i + 1}": scores[i][:, 0] for i in self.layers}
+        if self.config.normalizer == "part_row_sum":  # only shares of a row count then, and layers can be compared
+            maps = {name: tf.math.divide_no_nan(a, tf.reduce_sum(a, -1, keepdims=True)) for name, a in maps.items()}
         return dict(
             tokens=[self.run.vocabulary[i] for i in ids],
             maps={layer: a[0].numpy() for layer, a in maps.items()},

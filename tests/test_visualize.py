@@ -62,7 +62,8 @@ def test_partition_shows_every_part(pretrain, tmp_path, family):
     shown = visualize.Shown(run, str(tmp_path), None, None)
     r, f = shown.parts
     assert (r[0], r[-1]) == (-15, 15)  # as far as sequences of 16 tokens reach
-    assert set(range(-15, 16)) <= set(r.tolist())
+    assert {*range(-15, 16)} - {0} <= set(r.tolist())
+    assert np.abs(r).min() == 1  # a token does not read itself
     for place in (0, len(r) // 2, 700):
         expected = [reference.part(p, r[place], 4, family, 2.0) for p in range(4)]
         np.testing.assert_allclose(f[:, place], expected, atol=1e-6)
@@ -197,6 +198,7 @@ def test_one_file_has_the_partition_above_the_attention(exported, tmp_path, figu
     assert partition.get_position().y0 > attention.get_position().y1
     assert ticks(attention.yaxis) == ["[CLS]", *TEXT.split(), "[SEP]"]
     assert bars.get_title() == "sum of the row, by part"
+    np.testing.assert_allclose(attention.images[0].get_array().sum(axis=1), 1, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
