@@ -97,7 +97,10 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(run, xla, cpus):
     settings = f"runtime.enable_xla={xla},{DROPOUT.replace('0.1', '0.0')}"
     whole, said = run("whole", settings)
     parts, said_parts = run("parts", settings + ",trainer.accumulation_steps=4", cpus)
-    assert losses(said) == losses(said_parts)
+    # What is added up in another order may be rounded to another last place.
+    numbers = [[float(n) for n in re.findall(r"\d+\.\d+", "".join(losses(text)))] for text in (said, said_parts)]
+    assert numbers[0]
+    assert numbers[0] == pytest.approx(numbers[1], abs=1.5e-4)
     assert_same_weights(whole, parts)
 
 

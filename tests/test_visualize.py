@@ -65,7 +65,7 @@ def test_partition_shows_every_part(pretrain, tmp_path, family):
     assert {*range(-15, 16)} - {0} <= set(r.tolist())
     assert np.abs(r).min() == 1  # a token does not read itself
     for place in (0, len(r) // 2, 700):
-        expected = [reference.part(p, r[place], 4, family, 2.0) for p in range(4)]
+        expected = [reference.part(p, r[place], 4, family, 1.0) for p in range(4)]
         np.testing.assert_allclose(f[:, place], expected, atol=1e-6)
 
     axes = shown.partition().axes[0]
