@@ -24,8 +24,7 @@ class ShatterConfig(hyperparams.Config):
       type_vocab_size: kinds of segment (`input_type_ids`).
       max_sequence_length: longest input in tokens; longer ones are refused.
       partition: family of the partition of unity: "linear" (piecewise-linear hats) or "bernstein" (polynomials).
-      squashing_scale: from relative position 1, where the innermost parts have their knots, to the next knot, in
-        tokens: the larger, the further the parts reach.
+      squashing_scale: how far the parts reach: twice the distance from relative position 1 to the next knot, in tokens.
       sigmoid_bias: what is taken off a score before its sigmoid: 0 is the paper's, and at 5 it is nearly an
         exponential, of which "part_row_sum" makes a softmax of each part.
       normalizer: "part_row_sum" divides what is read from each part by the attention paid to it, "row_sum" each row

@@ -14,37 +14,44 @@ from shatter_tf.config import ShatterConfig
 
 
 def squash(r: tf.Tensor, scale: float, num_parts: int) -> tf.Tensor:
-    """Maps relative positions to [0, 1], so that r = 1 and 1 + scale fall on the innermost of P knots, if P is even.
+    """Maps relative positions to [0, 1]: to where they lie among the P knots 0, 1/(P - 1), …, 1.
 
-        t(r) = (1 + sgn(r) (d + (1 - d) (|r| - 1) / (|r| - 1 + c))) / 2     t(0) = 1/2, d = 1 / (P - 1),
-                                                                            c = scale max(P/2 - 2, 1)
+        t(r) = (1 + sgn(r) (d + (1 - d) (|r| - 1) / (|r| - 1 + c))) / 2     with d and c of `nearest`, and t(0) = 1/2
 
-    It is monotone, and t(-r) = 1 - t(r). The knots are 0, 1/(P - 1), …, 1; the outermost are infinitely far away.
+    It is monotone, and t(-r) = 1 - t(r). The outermost knots are infinitely far away.
 
     Args:
       r: relative positions j - i in tokens, any shape, whole numbers of any real dtype.
-      scale: from the knot of r = 1 to the next one, in tokens.
+      scale: how far the parts reach, 1 being the default.
       num_parts: P.
 
     Returns:
       t, float32, the shape of `r`.
 
     Example:
-    >>> (7 * squash(tf.constant([-1, 0, 1, 2, 5]), scale=1.0, num_parts=8)).numpy().round(3).tolist()
-    [3.0, 3.5, 4.0, 5.0, 6.0]
+    >>> t = squash(tf.constant([-5, 0, 1, 5]), scale=1.0, num_parts=8)
+    >>> [round(7 * value, 3) for value in t.numpy().tolist()]
+    [1.0, 3.5, 4.667, 6.0]
 
     Source: ours. It needs no longest length, and puts most parts where they tell most, within a few tokens. Nothing is
     left of it for r = 0, because no token attends to itself. docs/log.md has the measurements behind it.
     """
     r = tf.cast(r, tf.float32)
-    d = 1.0 / max(num_parts - 1, 1)
+    d, c = nearest(scale, num_parts)
     further = tf.nn.relu(tf.abs(r) - 1.0)
-    return 0.5 * (1.0 + tf.sign(r) * (d + (1.0 - d) * further / (further + half_way(scale, num_parts))))
+    return 0.5 * (1.0 + tf.sign(r) * (d + (1.0 - d) * further / (further + c)))
 
 
-def half_way(scale: float, num_parts: int) -> float:
-    """Returns c of `squash`: how far from 1, in tokens, t is half-way from the knot of 1 to the outermost."""
-    return scale * max(num_parts / 2 - 2, 1)
+def nearest(scale: float, num_parts: int) -> tuple[float, float]:
+    """Returns d and c of `squash`: 2 t(1) - 1, and how far from 1 it takes to get half-way from there to the end.
+
+    Of an even number of parts from 6 on, r = 1 falls two thirds of the way from the first knot on its side to the
+    second, which lies at 1 + scale / 2: what is next to a token tells most, and so gets a part of its own and the most
+    of another. Of other numbers it falls on the first knot, or half-way between the middle one and that.
+    """
+    if num_parts % 2 or num_parts < 6:
+        return 1 / max(num_parts - 1, 1), scale
+    return 7 / 3 / (num_parts - 1), scale * 0.75 * (num_parts - 4)
 
 
 def linear(t: tf.Tensor, num_parts: int, parts: Optional[Sequence[int]] = None) -> tf.Tensor:
@@ -122,8 +129,8 @@ def far_parts(config: ShatterConfig) -> tuple[int, list[int]]:
     Example:
     >>> config = ShatterConfig(hidden_size=12, num_parts=12)
     >>> far_parts(config)
-    (17, [0, 1, 10, 11])
-    >>> f = soft_partition(config, tf.constant([-17, 17, 5_000]))
+    (21, [0, 1, 10, 11])
+    >>> f = soft_partition(config, tf.constant([-21, 21, 5_000]))
     >>> bool(tf.reduce_all(f[2:-2] < 1e-6))
     True
     """
@@ -131,7 +138,8 @@ def far_parts(config: ShatterConfig) -> tuple[int, list[int]]:
     if config.partition != "linear" or number < 6:
         return 0, list(range(number))
     # Part P - 3 ends at the knot of part P - 2: t(r) = (P - 2) / (P - 1), which is where r is
-    distance = 1 + half_way(config.squashing_scale, number) * (number - 4) / 2
+    d, c = nearest(config.squashing_scale, number)
+    distance = 1 + c * (number - 3 - d * (number - 1)) / 2
     return math.ceil(distance), [0, 1, number - 2, number - 1]
 
 

@@ -9,9 +9,12 @@ def part(p: int, r: float, parts: int, family: str, scale: float) -> float:
     """f_p(r)."""
     t = 0.5
     if r != 0:
-        innermost = 1 / (parts - 1) if parts > 1 else 1.0
-        far = (abs(r) - 1) / (abs(r) - 1 + scale * max(parts / 2 - 2, 1))
-        t = 0.5 * (1 + math.copysign(innermost + (1 - innermost) * far, r))
+        if parts >= 6 and parts % 2 == 0:
+            nearest, c = 7 / (3 * (parts - 1)), 3 / 4 * (parts - 4) * scale
+        else:
+            nearest, c = 1 / (parts - 1) if parts > 1 else 1.0, scale
+        far = (abs(r) - 1) / (abs(r) - 1 + c)
+        t = 0.5 * (1 + math.copysign(nearest + (1 - nearest) * far, r))
     if family == "linear":
         return max(0.0, 1 - abs(t * (parts - 1) - p))
     return math.comb(parts - 1, p) * t**p * (1 - t) ** (parts - 1 - p)

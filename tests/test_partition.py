@@ -53,10 +53,13 @@ def test_symmetric(family):
 
 
 def test_the_nearest_positions_fall_apart():
-    # 8 parts: the knots lie at |r| = 1, 2, 5 and infinity, on either side.
+    # 8 parts: knots at |r| = 3/2, 5 and infinity, and one below 1.
     table = at_length(config("linear", parts=8, scale=1.0), 6)
-    for r, part in ((-5, 1), (-2, 2), (-1, 3), (1, 4), (2, 5), (5, 6)):
-        np.testing.assert_allclose(table[:, 5 + r], np.eye(8)[part], atol=1e-5)
+    np.testing.assert_allclose(table[6, 10], 1, atol=1e-5)  # r = +5
+    np.testing.assert_allclose(table[1, 0], 1, atol=1e-5)  # r = -5
+    np.testing.assert_allclose(table[4:6, 6], [1 / 3, 2 / 3], atol=1e-5)  # r = +1
+    assert not table[4:, 4].any()  # r = -1 belongs to no part of what follows
+    assert not table[4, 7:].any()  # r = +2 not to the part of r = +1
 
 
 @pytest.mark.parametrize("parts", [2, 4, 6, 8, 12, 16, 24])
