@@ -15,6 +15,7 @@ from shatter_tf.attention import (
     attend,
     attention_map,
     attention_mask,
+    normalize_parts,
 )
 from shatter_tf.config import NORMALIZERS, PARTITIONS, ShatterConfig
 from shatter_tf.dropout import dropout, row_keys
@@ -171,6 +172,12 @@ def test_a_fully_masked_row_is_zero_and_its_gradient_finite(normalizer):
         total = tf.reduce_sum(attention)
     assert not np.any(attention)
     np.testing.assert_array_equal(tape.gradient(total, scores), np.zeros((1, 3, 3)))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_row_without_attention_reads_zeros_in_half_precision(dtype):
+    y = normalize_parts(tf.zeros([1, 2, D], dtype), tf.zeros([1, 2, P], dtype))
+    np.testing.assert_array_equal(tf.cast(y, tf.float32), np.zeros((1, 2, D)))
 
 
 def test_shift_equivariance():
