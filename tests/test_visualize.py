@@ -145,10 +145,11 @@ def test_a_trained_classifier(classify, tmp_path, draw, figures):
     scores = model.checkpoint_items["encoder"](inputs)["attention_scores"][0][0, 0].numpy()
     panel, bar = attention.axes[:2]
     assert ticks(panel.xaxis) == tokens
-    np.testing.assert_allclose(panel.images[0].get_array(), scores, rtol=1e-5)
+    shares = scores / scores.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(panel.images[0].get_array(), shares, rtol=1e-5)
     f = position_partition(run.params.task.model.encoder.any, 5).numpy()
     stairs = [patch.get_data() for patch in bar.patches]
-    np.testing.assert_allclose([s.values - s.baseline for s in stairs], (scores * f).sum(-1), rtol=1e-5)
+    np.testing.assert_allclose([s.values - s.baseline for s in stairs], (shares * f).sum(-1), rtol=1e-5, atol=1e-7)
 
     history = model_dir.read_history(str(directory))
     assert [axes.get_ylabel() for axes in curves.axes] == ["loss", "cls_accuracy"]
