@@ -18,7 +18,6 @@ import tf_keras
 
 from shatter_tf.config import ShatterConfig
 from shatter_tf.dropout import dropout, random_keys
-from shatter_tf.partition import far_parts, soft_partition
 
 # Keeps the normaliser of a fully masked row finite, and far below one unmasked entry of any useful size.
 EPSILON = 1e-6
@@ -26,8 +25,6 @@ EPSILON = 1e-6
 PART_EPSILON = 3e-5
 # A part that gets less than this share of a row's attention fades out.
 SMALL_SHARE = 1e-2
-# Up to so many parts, what is summed over them is summed entry by entry: a matrix product would be too thin to pay.
-FEW_PARTS = 4
 
 
 def attention_mask(packs: tf.Tensor, rows: Optional[int] = None) -> tf.Tensor:
@@ -68,24 +65,19 @@ def query_positions(x: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
     return x[:, : tf.shape(mask)[1]]
 
 
-def attention_scores(
-    query: tf.Tensor, x: tf.Tensor, position_bias: Optional[tf.Tensor], partition: tf.Tensor
-) -> tf.Tensor:
+def attention_scores(query: tf.Tensor, x: tf.Tensor, from_positions: Optional[tf.Tensor]) -> tf.Tensor:
     """Returns s_ij = q_i . x_j / sqrt(D) + sum_p f_p(j - i) b_ip as float32 [B, L, M].
 
     Args, all in the compute dtype:
       query: q, [B, L, D].
       x: the layer's input, [B, M, D].
-      position_bias: b, [B, L, P], or None for no such term.
-      partition: f, [P, L, M].
+      from_positions: the second term, [B, L, M]; None for none.
 
     Source: Shatter drops the key projection because, with one head, the query and key matrices are one bilinear form.
     """
     scores = tf.matmul(query / math.sqrt(x.shape[-1]), x, transpose_b=True)
-    if position_bias is not None and partition.shape[0] <= FEW_PARTS:
-        scores += tf.add_n([position_bias[..., p : p + 1] * partition[p] for p in range(partition.shape[0])])
-    elif position_bias is not None:
-        scores += tf.einsum("BLP,PLM->BLM", position_bias, partition)
+    if from_positions is not None:
+        scores += from_positions
     return tf.cast(scores, tf.float32)
 
 
@@ -137,8 +129,6 @@ def part_values(attention: tf.Tensor, partition: tf.Tensor, value: tf.Tensor):
 
 def part_totals(attention: tf.Tensor, partition: tf.Tensor) -> tf.Tensor:
     """Returns sum_j f_p(j - i) a_ij, [B, L, P]; arguments as for `part_values`."""
-    if partition.shape[0] <= FEW_PARTS:
-        return tf.stack([tf.reduce_sum(attention * f, axis=-1) for f in tf.unstack(partition)], axis=-1)
     return tf.einsum("BLM,PLM->BLP", attention, partition)
 
 
@@ -175,114 +165,34 @@ def attend(
     """Returns what is read, y, [B, L, D] in the compute dtype, and the attention map, float32 [B, L, M].
 
     Args:
-      config: supplies the activation and the normaliser.
-      query, position_bias: q and b of `attention_scores`.
+      config: supplies the sigmoid's bias, the normaliser and the dropout rate.
+      query, position_bias: q, [B, L, D], and b, [B, L, P] or None; see `attention_scores`.
       x, value: what is attended to, [B, M, D], and its values, [B, P, M, E].
       mask, partition: m, bool [B, L, M], and f, [P, L, M] of any float dtype.
       dropout_keys: see `dropout.dropout`. A part's normaliser counts what is left: its mean is over the tokens that
         were not dropped.
     """
-    partition = tf.cast(partition, x.dtype)
-    scores = attention_scores(query, x, position_bias, partition)
-    attention = attention_map(config, scores, mask)
-    kept = dropout(tf.cast(attention, x.dtype), config.attention_dropout_rate, dropout_keys)
-    y = part_values(kept, partition, value)
-    if config.normalizer == "part_row_sum":
-        y = normalize_parts(y, part_totals(kept, partition))
-    return y, attention
+    y, totals, attention = read_parts(config, query, position_bias, x, value, mask, partition, dropout_keys)
+    return normalize_parts(y, totals) if config.normalizer == "part_row_sum" else y, attention
 
 
-def attend_in_blocks(
+def read_parts(
     config: ShatterConfig,
     query: tf.Tensor,
     position_bias: Optional[tf.Tensor],
     x: tf.Tensor,
     value: tf.Tensor,
-    packs: tf.Tensor,
+    mask: tf.Tensor,
+    partition: tf.Tensor,
     dropout_keys: Optional[tf.Tensor],
-) -> tf.Tensor:
-    """Returns what `attend` reads, a block of `config.query_block_size` queries at a time.
-
-    A block's maps, masks and partitions are worked out when it is its turn, and again in the backward pass, so the
-    memory they take does not grow with the length. Where the far keys of a block are of a few parts (see `far_parts`),
-    only the keys around the block are read by all parts, and the others by those few.
-
-    Args:
-      config, query, position_bias, x, value: as for `attend`; the length must be static, and all positions are queries.
-      packs: document numbers, int32 [B, L]; see `attention_mask`.
-      dropout_keys: see `dropout.dropout`; the same entries are dropped as by `attend`.
-    """
-    length, size, num_parts = x.shape[1], config.query_block_size, config.num_parts
-    starts, all_parts = list(range(0, length, size)), list(range(num_parts))
-    distance, few_parts = far_parts(config)
-    window = size + 2 * distance
-    # A normaliser for all parts needs all of a row at once.
-    per_part = config.normalizer in ("none", "part_row_sum")
-    split_keys = per_part and distance > 0 and window < length
-
-    @tf.recompute_grad
-    def attend_block(block, packs, x, value):
-        # Every tensor is an argument: what is computed again must not reach for others.
-        query_packs = block["packs"][:, :, 0]
-
-        def read(keys, key_packs, x, value, parts, keep=True):
-            i, j = (block["start"] + tf.range(size))[:, tf.newaxis], keys[tf.newaxis, :]
-            f = tf.cast(soft_partition(config, j - i, parts), x.dtype)
-            bias = tf.gather(block["position_bias"], parts, axis=-1) if position_bias is not None else None
-            mask = tf.logical_and(same_document(query_packs, key_packs), tf.logical_and(tf.not_equal(i, j), keep))
-            scores = attention_scores(block["query"], x, bias, f)
-            kept = tf.cast(attention_map(config, scores, mask), x.dtype)
-            kept = dropout(kept, config.attention_dropout_rate, block.get("dropout_keys"), i * length + j)
-            return part_values(kept, f, value), part_totals(kept, f)
-
-        def spread(t):
-            """Puts the few parts, [B, size, few K], in their places among all, [B, size, P K]."""
-            half = t.shape[-1] // 2
-            missing = t.shape[-1] // len(few_parts) * num_parts - half
-            left, right = tf.pad(t[..., :half], [[0, 0], [0, 0], [0, missing]]), t[..., half:]
-            return left + tf.pad(right, [[0, 0], [0, 0], [missing, 0]])
-
-        keys = tf.range(length)
-        if split_keys:
-            near = block["first_key"] + tf.range(window)
-            y, totals = read(near, block["near_packs"], block["near_x"], block["near_value"], all_parts)
-            outside = tf.logical_or(keys < near[0], keys > near[-1])
-            far_y, far_totals = read(keys, packs, x, value, few_parts, outside)
-            y, totals = y + spread(far_y), totals + spread(far_totals)
-        else:
-            y, totals = read(keys, packs, x, value, all_parts)
-        y = normalize_parts(y, totals) if config.normalizer == "part_row_sum" else y
-        # Without an axis for B: of one row, the TPU compiler would make it the one that it fills up to 128 entries.
-        return tf.reshape(y, [-1, config.hidden_size])
-
-    def queries(t: tf.Tensor) -> tf.Tensor:
-        """Cuts [B, L, K] into [blocks, B, size, K]; the last block is filled up with zeros."""
-        t = tf.pad(t, [[0, 0], [0, len(starts) * size - length], [0, 0]])
-        return tf.transpose(tf.reshape(t, [-1, len(starts), size, t.shape[-1]]), [1, 0, 2, 3])
-
-    blocks = dict(start=tf.constant(starts), packs=queries(packs[:, :, tf.newaxis]), query=queries(query))
-    if position_bias is not None:
-        blocks["position_bias"] = queries(position_bias)
-    if dropout_keys is not None:
-        blocks["dropout_keys"] = tf.repeat(dropout_keys[tf.newaxis], len(starts), axis=0)
-    if split_keys:
-        first_keys = [min(max(start - distance, 0), length - window) for start in starts]
-        blocks.update(
-            first_key=tf.constant(first_keys),
-            near_packs=tf.stack([packs[:, first : first + window] for first in first_keys]),
-            near_x=tf.stack([x[:, first : first + window] for first in first_keys]),
-            near_value=tf.stack([value[:, :, first : first + window] for first in first_keys]),
-        )
-        value = tf.gather(value, few_parts, axis=1)
-    y = tf.map_fn(
-        lambda block: attend_block(block, packs, x, value),
-        blocks,
-        fn_output_signature=tf.TensorSpec([x.shape[0] and x.shape[0] * size, config.hidden_size], x.dtype),
-        parallel_iterations=1,  # one block's memory at a time
-    )
-    y = tf.transpose(tf.reshape(y, [len(starts), -1, size, config.hidden_size]), [1, 0, 2, 3])
-    y = tf.reshape(y, [-1, len(starts) * size, config.hidden_size])
-    return y[:, :length]
+    places: Optional[tuple[tf.Tensor, tf.Tensor]] = None,
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Returns sum_j f_p(j - i) a_ij v_jp, [B, L, D], sum_j f_p(j - i) a_ij, [B, L, P], and the map; see `attend`."""
+    partition = tf.cast(partition, x.dtype)
+    from_positions = tf.einsum("BLP,PLM->BLM", position_bias, partition) if position_bias is not None else None
+    attention = attention_map(config, attention_scores(query, x, from_positions), mask)
+    kept = dropout(tf.cast(attention, x.dtype), config.attention_dropout_rate, dropout_keys, places)
+    return part_values(kept, partition, value), part_totals(kept, partition), attention
 
 
 @tf_keras.utils.register_keras_serializable(package="shatter_tf")
@@ -293,7 +203,7 @@ class ShatterAttention(tf_keras.layers.Layer):
       x: [B, M, D].
       mask: bool [B, L, M]; see `attention_mask`. L < M computes the first L positions alone.
       partition: [P, L, M] of any float dtype; see `partition.position_partition`.
-      packs: int32 [B, M] document numbers; see `attend_in_blocks`, which needs a static length.
+      packs: int32 [B, M] document numbers; see `attention_in_blocks.attend_in_blocks`, which needs a static length.
       dropout_keys: uint32 [B]; see `dropout.dropout`. Without them, training draws keys of its own.
 
     Returns:
@@ -339,6 +249,8 @@ class ShatterAttention(tf_keras.layers.Layer):
         position_bias = self.position_bias(queries) if self.position_bias else None
         operands = (self.config, self.query(queries), position_bias, x, self.value(x))
         if partition is None:
+            from shatter_tf.attention_in_blocks import attend_in_blocks  # it builds on this module
+
             y, attention = attend_in_blocks(*operands, mask, dropout_keys), None
         else:
             y, attention = attend(*operands, mask, partition, dropout_keys)

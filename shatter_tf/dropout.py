@@ -53,14 +53,15 @@ def site_keys(keys: tf.Tensor, site: int) -> tf.Tensor:
     return _mix(keys + _unsigned((site + 1) * _GOLDEN % 2**32))
 
 
-def dropout(x: tf.Tensor, rate: float, keys: Optional[tf.Tensor], place=None) -> tf.Tensor:
+def dropout(x: tf.Tensor, rate: float, keys: Optional[tf.Tensor], places=None) -> tf.Tensor:
     """Returns x with a share `rate` of its entries zero, and the others scaled up so that the mean stays.
 
     Args:
       x: [B, L, K], any float dtype.
       rate: at least 0 and less than 1.
       keys: uint32 [B]; None returns x as it is, which is what happens outside of training.
-      place: integer [L, K], what makes an entry of a row this one; left out, its number in the row.
+      places: two integer tensors, [L] or [B, L], and [K] or [B, K], whose sum makes an entry of a row this one; left
+        out, that is its number in the row.
 
     Example:
     >>> x = tf.ones([2, 100, 10])
@@ -72,9 +73,10 @@ def dropout(x: tf.Tensor, rate: float, keys: Optional[tf.Tensor], place=None) ->
     """
     if keys is None or not rate:
         return x
-    if place is None:
-        length, width = tf.shape(x)[1], tf.shape(x)[2]
-        place = tf.range(length)[:, tf.newaxis] * width + tf.range(width)
-    number = _mix(_unsigned(place)[tf.newaxis] * _unsigned(_GOLDEN), keys[:, tf.newaxis, tf.newaxis])
+    if places is None:
+        places = tf.range(tf.shape(x)[1]) * tf.shape(x)[2], tf.range(tf.shape(x)[2])
+    # The sum of two products, not the product of a sum: so only rows and columns are multiplied, not every entry.
+    rows, columns = (_unsigned(t) * _unsigned(_GOLDEN) for t in places)
+    number = _mix(rows[..., :, tf.newaxis] + columns[..., tf.newaxis, :], keys[:, tf.newaxis, tf.newaxis])
     keep = number >= _unsigned(int(rate * 2**32))
     return tf.where(keep, x * tf.cast(1.0 / (1.0 - rate), x.dtype), tf.zeros_like(x))

@@ -120,27 +120,27 @@ def soft_partition(config: ShatterConfig, r: tf.Tensor, parts: Optional[Sequence
     return FAMILIES[config.partition](t, config.num_parts, parts)
 
 
-def far_parts(config: ShatterConfig) -> tuple[int, list[int]]:
-    """Returns a distance in tokens, and the parts that are not zero from there on, in both directions.
+def far_parts(config: ShatterConfig) -> tuple[int, list[tuple[int, int]]]:
+    """Returns a distance in tokens, and the parts that are not zero from there on: pairs of one on either side.
 
-    Hats are compact: from the distance on, only the outermost two at either end are left. Of other families, and of few
-    parts, it returns 0 and all.
+    Hats are compact: from the distance on, only the outermost two at either end are left, the inner of them first. Of
+    other families, and of few parts, it returns 0 and none. The two of a pair are alike: f_p(-r) = f_(P - 1 - p)(r).
 
     Example:
     >>> config = ShatterConfig(hidden_size=12, num_parts=12)
     >>> far_parts(config)
-    (21, [0, 1, 10, 11])
+    (21, [(1, 10), (0, 11)])
     >>> f = soft_partition(config, tf.constant([-21, 21, 5_000]))
     >>> bool(tf.reduce_all(f[2:-2] < 1e-6))
     True
     """
     number = config.num_parts
     if config.partition != "linear" or number < 6:
-        return 0, list(range(number))
+        return 0, []
     # Part P - 3 ends at the knot of part P - 2: t(r) = (P - 2) / (P - 1), which is where r is
     d, c = nearest(config.squashing_scale, number)
     distance = 1 + c * (number - 3 - d * (number - 1)) / 2
-    return math.ceil(distance), [0, 1, number - 2, number - 1]
+    return math.ceil(distance), [(1, number - 2), (0, number - 1)]
 
 
 def position_partition(config: ShatterConfig, length, rows=None) -> tf.Tensor:
