@@ -6,7 +6,7 @@ import reference
 import tensorflow as tf
 
 from shatter_tf.config import PARTITIONS, ShatterConfig
-from shatter_tf.partition import position_partition, soft_partition, squash
+from shatter_tf.partition import far_parts, position_partition, soft_partition, squash
 
 FAMILIES = pytest.mark.parametrize("family", PARTITIONS)
 
@@ -60,6 +60,18 @@ def test_the_nearest_positions_fall_apart():
     np.testing.assert_allclose(table[4:6, 6], [1 / 3, 2 / 3], atol=1e-5)  # r = +1
     assert not table[4:, 4].any()  # r = -1 belongs to no part of what follows
     assert not table[4, 7:].any()  # r = +2 not to the part of r = +1
+
+
+@pytest.mark.parametrize(("parts", "scale"), [(6, 1.0), (7, 0.6), (8, 2.0), (12, 1.0), (24, 1.0)])
+def test_far_positions_belong_to_pairs_of_mirror_images(parts, scale):
+    distance, pairs = far_parts(config("linear", parts, scale))
+    table = at_length(config("linear", parts, scale), 512)
+    left, right = table[:, : 512 - distance], table[:, 511 + distance :]
+    assert np.all(np.delete(left, [p for p, _ in pairs], axis=0) < 1e-6)
+    assert np.all(np.delete(right, [q for _, q in pairs], axis=0) < 1e-6)
+    assert np.any(np.delete(table[:, 510 + distance], [q for _, q in pairs]))  # and no distance nearer would do
+    for p, q in pairs:
+        np.testing.assert_allclose(left[p, ::-1], right[q], atol=2e-6)
 
 
 @pytest.mark.parametrize("parts", [2, 4, 6, 8, 12, 16, 24])
