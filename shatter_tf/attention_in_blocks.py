@@ -46,6 +46,16 @@ def attend_in_blocks(
       config, query, position_bias, x, value: as for `attend`; the length must be static, and all positions are queries.
       packs: document numbers, int32 [B, L]; see `attention_mask`.
       dropout_keys: see `dropout.dropout`; the same entries are dropped as by `attend`.
+
+    Example:
+    >>> from shatter_tf.attention import ShatterAttention, attention_mask
+    >>> from shatter_tf.partition import position_partition
+    >>> layer = ShatterAttention(ShatterConfig(hidden_size=16, num_parts=8, query_block_size=8))
+    >>> x, packs = tf.random.normal([2, 40, 16]), tf.ones([2, 40], tf.int32)
+    >>> at_once, _ = layer(x, attention_mask(packs), position_partition(layer.config, 40))
+    >>> in_blocks, _ = layer(x, packs)
+    >>> bool(tf.reduce_max(tf.abs(at_once - in_blocks)) < 1e-5)
+    True
     """
     distance, _ = far_parts(config)
     packs = packs[:, :, tf.newaxis]
