@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+import tf_keras
 
 from shatter_tf.baselines import POSITIONS, BertBaseline, BertConfig
 
@@ -47,6 +48,24 @@ def test_only_absolute_positions_depend_on_where_a_document_begins(positions):
     start[0, :5] = end[0, 7:] = words
     difference = encode(encoder, start, start > 0)[0, :5] - encode(encoder, end, end > 0)[0, 7:]
     assert (np.abs(difference).max() < 1e-5) == (not positions.startswith("absolute"))
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+def test_rotations_are_those_of_float32_angles(policy):
+    tf_keras.mixed_precision.set_global_policy(policy)
+    try:
+        encoder = BertBaseline(BertConfig(positions="rotary", **{**SIZES, "max_position_embeddings": 512}))
+        encode(encoder, [[1, 2]], [[1, 1]])
+    finally:
+        tf_keras.mixed_precision.set_global_policy("float32")
+    attention = encoder._transformer_layers[0]._attention_layer
+    angles = np.arange(512)[:, np.newaxis] * np.repeat(10_000.0 ** -np.array([0, 0.5]), 2)
+    for tables, function in (
+        ((attention.q_sin_vec, attention.k_sin_vec), np.sin),
+        ((attention.q_cos_vec, attention.k_cos_vec), np.cos),
+    ):
+        for table in tables:
+            np.testing.assert_allclose(tf.cast(table, tf.float32)[0, :, 0], function(angles), atol=4e-3)
 
 
 @positions
