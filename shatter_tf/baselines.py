@@ -104,7 +104,7 @@ def _rotations(length: int, width: int, dtype: str) -> list[tf.Tensor]:
 class _RotaryBlock(RoformerEncoderBlock):
     def build(self, input_shape):
         super().build(input_shape)
-        # Model Garden reckons angles in the compute dtype: bfloat16 makes that of position 127 wrong by up to a quarter.
+        # Model Garden reckons angles in the compute dtype; bfloat16 rounds that of position 127 by up to a quarter.
         attention = self._attention_layer
         sine, cosine = _rotations(self._q_max_sequence_length, self._attention_head_size, self.compute_dtype)
         attention.q_sin_vec = attention.k_sin_vec = sine
