@@ -4,7 +4,8 @@
   python -m shatter_tf.compare --grid=research/ladder.yaml --data_dir=corpus --output_dir=runs/ladder --time_steps=20
 
 Every run is an ordinary `python -m shatter_tf.train`, one after the other; everything in the grid is checked before the
-first starts. Stop it when you like: the same command goes on where it was, in the middle of a run too. OUTPUT_DIR gets
+first starts. Stop it when you like: the same command goes on where it was, in the middle of a run too. Start it several
+times, on one GPU each (CUDA_VISIBLE_DEVICES) or on machines that share a disk, and they share the runs. OUTPUT_DIR gets
 results.jsonl (a line for each finished run), report.md, curves.png and final.png, renewed after every run, and a
 directory for each run with its settings, log and checkpoints.
 
@@ -151,6 +152,14 @@ def read_results(output_dir: str) -> list[dict]:
         return [json.loads(line) for line in f]
 
 
+def _finished(output_dir: str) -> set[tuple]:
+    """Returns the keys of the finished jobs, other processes' among them."""
+    from shatter_tf.files import held
+
+    with held(output_dir, wait=True):
+        return {(line["variant"], line["learning_rate"], line["seed"]) for line in read_results(output_dir)}
+
+
 def _commit() -> str:
     here = os.path.dirname(os.path.abspath(__file__))
     git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True)
@@ -163,6 +172,7 @@ def prepare_job(grid: Grid, job: Job, output_dir: str) -> tuple:
 
     from shatter_tf import model_dir as model_dirs
     from shatter_tf import settings
+    from shatter_tf.files import write_whole
 
     directory = os.path.join(output_dir, job.name)
     config_file = os.path.join(directory, "settings.yaml")
@@ -174,8 +184,7 @@ def prepare_job(grid: Grid, job: Job, output_dir: str) -> tuple:
                 "or name another --output_dir"
             )
     os.makedirs(directory, exist_ok=True)
-    with open(config_file, "w", encoding="utf8") as f:
-        yaml.safe_dump(copy.deepcopy(job.settings), f, sort_keys=False)
+    write_whole(config_file, yaml.safe_dump(copy.deepcopy(job.settings), sort_keys=False))
     resolved = settings.resolve(
         grid.experiment,
         config_file=config_file,
@@ -247,6 +256,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
 def main(argv: list[str]) -> None:
     args = parse_arguments(argv)
     from shatter_tf import report
+    from shatter_tf.files import held
     from shatter_tf.training_step import TrainingStep, measure
 
     quieten_logging()
@@ -254,7 +264,9 @@ def main(argv: list[str]) -> None:
     # interrupts a destructor, Python drops it.
     signal.signal(signal.SIGTERM, lambda *_: _stopped.set())
     grid = read_grid(args.grid, args.data_dir)
-    prepared = {job.key: prepare_job(grid, job, args.output_dir) for job in grid.jobs}
+    os.makedirs(args.output_dir, exist_ok=True)
+    with held(args.output_dir, wait=True):
+        prepared = {job.key: prepare_job(grid, job, args.output_dir) for job in grid.jobs}
 
     if args.time_steps:
         first_jobs = {job.variant: job for job in reversed(grid.jobs)}
@@ -267,28 +279,37 @@ def main(argv: list[str]) -> None:
         with open(os.path.join(args.output_dir, STEP_SECONDS_FILE), "w", encoding="utf8") as f:
             json.dump(medians, f, indent=1)
 
-    results, failures = read_results(args.output_dir), []
-    done = {(line["variant"], line["learning_rate"], line["seed"]) for line in results}
+    done = _finished(args.output_dir)
     todo = [job for job in grid.jobs if job.key not in done] if not args.time_steps else []
+    elsewhere, failures = 0, []
     for number, job in enumerate(todo, 1):
-        print(f"[{number}/{len(todo)}] {job.name}", end=" ", flush=True)
-        begin = time.time()
-        try:
-            line = run_job(grid, job, prepared[job.key][0])
-        except UserError as error:
-            print("failed", flush=True)
-            failures.append(str(error))
-            continue
-        with open(os.path.join(args.output_dir, RESULTS_FILE), "a", encoding="utf8") as f:
-            f.write(json.dumps(line) + "\n")
-        results.append(line)
+        directory = prepared[job.key][0]
+        with held(directory) as free:
+            if not free or job.key in _finished(args.output_dir):
+                elsewhere += 1
+                continue
+            print(f"[{number}/{len(todo)}] {job.name}", end=" ", flush=True)
+            begin = time.time()
+            try:
+                line = run_job(grid, job, directory)
+            except UserError as error:
+                print("failed", flush=True)
+                failures.append(str(error))
+                continue
+            with held(args.output_dir, wait=True):
+                with open(os.path.join(args.output_dir, RESULTS_FILE), "a", encoding="utf8") as f:
+                    f.write(json.dumps(line) + "\n")
+                report.write(grid, read_results(args.output_dir), args.output_dir)
         last = line["history"][-1]
         figures = "  ".join(f"{key} {value:.4f}" for key, value in last.items() if key not in ("step", "seconds"))
         print(f"step {last['step']}  {figures}  ({datetime.timedelta(seconds=round(time.time() - begin))})", flush=True)
-        report.write(grid, results, args.output_dir)
-    if results:
-        report.write(grid, results, args.output_dir)
-        print(f"{len(results)} runs in {os.path.join(args.output_dir, report.REPORT_FILE)}")
+    if elsewhere:
+        print(f"{elsewhere} left to other processes of this comparison")
+    with held(args.output_dir, wait=True):
+        results = read_results(args.output_dir)
+        if results:
+            report.write(grid, results, args.output_dir)
+            print(f"{len(results)} runs in {os.path.join(args.output_dir, report.REPORT_FILE)}")
     if failures:
         raise UserError("; ".join(failures))
 

@@ -1,6 +1,9 @@
-"""Files and directories that are either whole or not there."""
+"""Files and directories that are either whole or not there, and belong to one process at a time."""
 
+import contextlib
+import fcntl
 import os
+from collections.abc import Iterator
 
 import tensorflow as tf
 
@@ -38,3 +41,30 @@ def publish(temporary: str, directory: str, last: str) -> None:
     for folder in sorted((folder for folder, _, _ in listing), reverse=True):  # what is in a folder, before the folder
         if tf.io.gfile.exists(folder):
             tf.io.gfile.rmtree(folder)
+
+
+@contextlib.contextmanager
+def held(directory: str, wait: bool = False) -> Iterator[bool]:
+    """Keeps a directory for this process, from all that ask for it in this way; yields whether it was free.
+
+    The operating system lets go of it when the process ends, however it ends. Where there are no locks, in object
+    stores and on some network disks, every directory is free.
+
+    Args:
+      directory: one that exists.
+      wait: whether to wait until it is free.
+    """
+    if "://" in directory:
+        yield True
+        return
+    descriptor, free = os.open(directory, os.O_RDONLY), True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        free = False
+    except OSError:
+        pass  # the file system knows no locks
+    try:
+        yield free
+    finally:
+        os.close(descriptor)

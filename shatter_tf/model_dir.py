@@ -10,11 +10,13 @@ train/, validation/   TensorBoard
 not_finite.npz    the batch at which training went wrong, if it did
 """
 
+import contextlib
 import dataclasses
 import io
 import json
 import math
 import os
+from collections.abc import Iterator
 from typing import Optional
 
 import numpy as np
@@ -27,10 +29,10 @@ from shatter_tf import (
     __version__,
     experiments,  # noqa: F401  registers them
 )
-from shatter_tf.command_line import UserError
+from shatter_tf.command_line import UserError, first_line
 from shatter_tf.data.shards import VOCABULARY_FILE
 from shatter_tf.data.tokenizer import read_vocabulary, vocabulary_hash
-from shatter_tf.files import INCOMPLETE, write_whole
+from shatter_tf.files import INCOMPLETE, held, write_whole
 
 EXPERIMENT_FILE, PARAMS_FILE = "experiment.json", "params.yaml"
 METRICS_FILE, HISTORY_FILE, NOT_FINITE_FILE = "metrics.json", "history.jsonl", "not_finite.npz"
@@ -104,6 +106,27 @@ def _only_begun(model_dir: str, run: Run) -> bool:
         if names in (sorted(files[:i]), sorted([*files[:i], file + INCOMPLETE])):
             return not i or read_vocabulary(os.path.join(model_dir, VOCABULARY_FILE)) == run.vocabulary
     return False
+
+
+@contextlib.contextmanager
+def held_for_training(model_dir: str) -> Iterator[None]:
+    """Keeps other processes from training in `model_dir`, which is made if need be.
+
+    Raises:
+      UserError: when another process trains there, or the directory cannot be made.
+    """
+    try:
+        tf.io.gfile.makedirs(model_dir)
+    except (tf.errors.OpError, OSError) as error:
+        raise UserError(f"--model_dir={model_dir}: cannot be made ({first_line(error)})") from error
+    with held(model_dir) as free:
+        if not free:
+            raise UserError(f"--model_dir={model_dir}: another process trains there; stop it, or name a new directory")
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                os.rmdir(model_dir)  # that of a run that was refused: one with anything in it stays
 
 
 def differences(old, new, key: str = "") -> list[str]:

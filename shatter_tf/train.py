@@ -13,6 +13,7 @@ again). Watch with `tensorboard --logdir=MODEL_DIR`.
 """
 
 import argparse
+import contextlib
 import os
 import sys
 
@@ -49,6 +50,7 @@ def main(argv: list[str]) -> None:
     if args.mode != "eval":
         stop.listen()
     from shatter_tf import checkpoints, distribution, settings, trainer
+    from shatter_tf import model_dir as model_dirs
 
     quieten_logging()
     resolved = settings.resolve(
@@ -63,12 +65,14 @@ def main(argv: list[str]) -> None:
         raise UserError(f"--model_dir={args.model_dir}: no checkpoint to evaluate")
     try:
         strategy = distribution.build_strategy(resolved.params.runtime)
-        session = trainer.Session(resolved, args.model_dir, strategy)
-        session.say(session.describe())
-        if args.mode == "eval":
-            session.evaluate()
-            return
-        finished = session.train(evaluate=args.mode == "train_and_eval", stop=stop)
+        writes = args.mode != "eval" and distribution.is_chief()
+        with model_dirs.held_for_training(args.model_dir) if writes else contextlib.nullcontext():
+            session = trainer.Session(resolved, args.model_dir, strategy)
+            session.say(session.describe())
+            if args.mode == "eval":
+                session.evaluate()
+                return
+            finished = session.train(evaluate=args.mode == "train_and_eval", stop=stop)
     except distribution.WorkerLost as error:
         say(f"another worker is gone; start all again, they go on from the last checkpoint ({error})")
         os._exit(os.EX_TEMPFAIL)  # without a farewell to the others, which would wait for the one that is gone

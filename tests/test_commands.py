@@ -13,6 +13,7 @@ import sys
 import pytest
 
 from shatter_tf.command_line import UserError
+from shatter_tf.files import held
 
 ROOT = pathlib.Path(__file__).parents[1]
 SENTENCES = [
@@ -247,6 +248,8 @@ def test_train_refuses_unfit_data_and_directories(world, tmp_path):
     (tmp_path / "home").mkdir()
     (tmp_path / "home/diary.txt").write_text("dear")
     assert "not empty" in refuse("train", *flags[:2], f"--model_dir={tmp_path}/home")
+    with held(str(run)):
+        assert "another process trains there" in refuse("train", *flags, f"--params_override={TINY}")
     assert before == {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in run.rglob("*") if p.is_file()}
 
 

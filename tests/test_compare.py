@@ -171,3 +171,19 @@ def test_a_stopped_comparison_goes_on_where_it_was(tmp_path, write_corpus, rando
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     compare.main([f"--grid={grid}", f"--data_dir={data}", f"--output_dir={out}", "--time_steps=2"])
     assert set(json.loads((out / "step_seconds.json").read_text())) == {"shatter", "bert"}
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_comparison(tmp_path, write_corpus, random_documents):
+    data = write_corpus(random_documents(shards=1, per_shard=40))
+    grid = write_grid(tmp_path, seeds=[0], variants={"shatter": {}, "narrow": {"any.num_parts": 2}}, reference="narrow")
+    processes = [launch(grid, data, tmp_path / "out") for _ in range(2)]
+    for process in processes:
+        printed, errors = process.communicate(timeout=500)
+        assert process.returncode == 0, errors
+        assert printed.count("  loss ") == 1, printed
+        assert "1 left to other processes" in printed
+    lines = [json.loads(line) for line in (tmp_path / "out/results.jsonl").read_text().splitlines()]
+    assert {line["variant"] for line in lines} == {"shatter", "narrow"}
+    assert len(lines) == 2
+    assert "2 runs" in (tmp_path / "out/report.md").read_text()

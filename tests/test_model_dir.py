@@ -1,6 +1,9 @@
 """What a run leaves behind, whole, half written or damaged."""
 
 import json
+import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -66,3 +69,27 @@ def test_a_damaged_history_is_refused(tmp_path, line):
     path.write_text(json.dumps(entry) + "\n" + line)
     with pytest.raises(UserError, match="history.jsonl: damaged .*; mend or remove it"):
         model_dir.read_history(str(tmp_path))
+
+
+def test_two_processes_do_not_train_in_one_directory(tmp_path):
+    directory = str(tmp_path / "run")
+    holder = "import sys, time\nfrom shatter_tf.model_dir import held_for_training\n"
+    holder += "with held_for_training(sys.argv[1]):\n    print('held', flush=True)\n    time.sleep(100)"
+    with subprocess.Popen([sys.executable, "-c", holder, directory], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        refusal = f"--model_dir={directory}: another process trains there"
+        with pytest.raises(UserError, match=refusal), model_dir.held_for_training(directory):
+            pass
+        other.send_signal(signal.SIGKILL)  # which leaves nothing that would have to be cleared away
+    with model_dir.held_for_training(directory):
+        (tmp_path / "run/vocab.txt").write_text("[PAD]")
+    assert (tmp_path / "run/vocab.txt").exists()
+
+
+def test_a_refused_run_leaves_no_directory(tmp_path):
+    with pytest.raises(UserError, match="refused"), model_dir.held_for_training(str(tmp_path / "run")):
+        raise UserError("refused")
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be made"), model_dir.held_for_training(str(tmp_path / "file/run")):
+        pass
