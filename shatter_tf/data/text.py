@@ -12,7 +12,6 @@ from shatter_tf.command_line import UserError
 # Longer documents are cut here, so that one endless line cannot fill the memory.
 MAX_DOCUMENT_CHARACTERS = 1 << 20
 _BLOCK_BYTES = 1 << 20
-LAYOUTS = ("auto", "blank_line", "line")
 
 
 def find_files(patterns: str, flag: str = "--input") -> list[str]:
