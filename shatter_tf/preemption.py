@@ -21,11 +21,13 @@ class StopRequest:
       unsaved: held by training from a step on until a checkpoint has it.
       saving: held by training while a checkpoint is written.
       patience: seconds that a loop of steps may still take.
+      announced: set by training once it has said that it stops, so that this is said once.
     """
 
     def __init__(self):
         self.unsaved, self.saving = threading.Lock(), threading.Lock()
         self.patience = 20.0
+        self.announced = False
         self._asked = threading.Event()
 
     @property
@@ -48,8 +50,8 @@ class StopRequest:
         saved = self.unsaved.acquire(timeout=self.patience)
         with self.saving:
             saved = saved or self.unsaved.acquire(blocking=False)
-            if saved:
-                say("stopped, as asked, with nothing unsaved; the same command goes on from there")
-            else:
+            if not saved:
                 say("stopped, as asked, in steps that did not end; the same command goes on from the last checkpoint")
+            elif not self.announced:
+                say("stopped, as asked, with nothing unsaved; the same command goes on from there")
             os._exit(os.EX_TEMPFAIL)

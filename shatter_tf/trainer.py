@@ -309,6 +309,7 @@ class Session:
                     self._save()
                     if stopping:
                         self.say(f"stopped at step {self.step}, as asked; the same command goes on from there")
+                        stop.announced = True
                         agree(self.trainer.strategy, True, 0.0)  # none leaves before the chief has written
                     stop.unsaved.release()
             if stopping:
