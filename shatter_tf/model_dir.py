@@ -115,6 +115,7 @@ def held_for_training(model_dir: str) -> Iterator[None]:
     Raises:
       UserError: when another process trains there, or the directory cannot be made.
     """
+    is_new = not tf.io.gfile.exists(model_dir)
     try:
         tf.io.gfile.makedirs(model_dir)
     except (tf.errors.OpError, OSError) as error:
@@ -125,8 +126,9 @@ def held_for_training(model_dir: str) -> Iterator[None]:
         try:
             yield
         finally:
-            with contextlib.suppress(OSError):
-                os.rmdir(model_dir)  # that of a run that was refused: one with anything in it stays
+            if is_new:
+                with contextlib.suppress(OSError):
+                    os.rmdir(model_dir)  # that of a run that was refused: one with anything in it stays
 
 
 def differences(old, new, key: str = "") -> list[str]:

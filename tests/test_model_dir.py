@@ -90,6 +90,10 @@ def test_a_refused_run_leaves_no_directory(tmp_path):
     with pytest.raises(UserError, match="refused"), model_dir.held_for_training(str(tmp_path / "run")):
         raise UserError("refused")
     assert not (tmp_path / "run").exists()
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(UserError, match="refused"), model_dir.held_for_training(str(tmp_path / "mine")):
+        raise UserError("refused")
+    assert (tmp_path / "mine").exists()
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be made"), model_dir.held_for_training(str(tmp_path / "file/run")):
         pass

@@ -279,8 +279,8 @@ def test_a_signal_saves_a_checkpoint_and_asks_to_be_tried_again(tmp_path, write_
         read_until(process, "step 20/")
         process.send_signal(number)
         stopped_at = int(read_until(process, "stopped at step ").split()[3].rstrip(","))
-        assert process.stdout.read() == ""  # it is said once
         assert process.wait(timeout=30) == 75
+        assert process.stdout.read() == ""  # it is said once
     assert checkpoints.checkpoint_step(checkpoints.latest_checkpoint(directory)) == stopped_at
 
     with launch(data, directory) as process:
