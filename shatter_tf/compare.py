@@ -3,14 +3,13 @@
   python -m shatter_tf.compare --grid=research/ladder.yaml --data_dir=corpus --output_dir=runs/ladder
   python -m shatter_tf.compare --grid=research/ladder.yaml --data_dir=corpus --output_dir=runs/ladder --time_steps=20
 
-Every run is an ordinary `python -m shatter_tf.train`, one after the other; everything in the grid is checked before the
-first starts. Stop it when you like: the same command goes on where it was, in the middle of a run too. Start it several
-times, on one GPU each (CUDA_VISIBLE_DEVICES) or on machines that share a disk, and they share the runs. OUTPUT_DIR gets
-results.jsonl (a line for each finished run), report.md, curves.png and final.png, renewed after every run, and a
-directory for each run with its settings, log and checkpoints.
+Every run is an ordinary `python -m shatter_tf.train`; all of the grid is checked before the first. Stop it when you
+like: the same command goes on where it was, in the middle of a run too. Start it several times, on one GPU each
+(CUDA_VISIBLE_DEVICES) or on machines that share a disk, and they share the runs. OUTPUT_DIR gets results.jsonl (a line
+for each finished run), report.md and figures, renewed after every run, and each run's settings, log and checkpoints.
 
---time_steps measures how long a training step of each variant takes, all of them in turn in one process, so that the
-machine's moods hit them alike; the report's wall-clock is then steps times that. Run it on a quiet machine.
+--time_steps measures how long a training step of each variant takes, in turn in one process, so that the machine's
+moods hit them alike; the report's wall-clock is then steps times that. Run it on a quiet machine.
 
 A grid is YAML:
 
