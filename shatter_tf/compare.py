@@ -34,6 +34,7 @@ import argparse
 import copy
 import dataclasses
 import datetime
+import functools
 import itertools
 import json
 import os
@@ -44,7 +45,7 @@ import sys
 import threading
 import time
 
-from shatter_tf.command_line import UserError, nearest, new_parser, quieten_logging, run
+from shatter_tf.command_line import UserError, nearest, new_parser, quieten_logging, run, say
 
 RESULTS_FILE, STEP_SECONDS_FILE = "results.jsonl", "step_seconds.json"
 _GRID_KEYS = (
@@ -54,7 +55,9 @@ _GRID_KEYS = (
 _SEED = "task.train_data.seed"
 _LEARNING_RATE = "trainer.optimizer_config.learning_rate.polynomial.initial_learning_rate"
 
-_stopped = threading.Event()  # set by SIGTERM
+# What asks a comparison to stop: schedulers, Ctrl-C, and a terminal that is closed.
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_stopped = threading.Event()  # set by them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,13 +82,15 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-    """A grid file, read and checked."""
+    """A grid file, read and checked; `metric` is what its runs are judged by, and `sign` 1 where more is better."""
 
     experiment: str
     reference: str
     plot: list[str]
     evaluate_at: list[int]
     jobs: list[Job]
+    metric: str = "loss"
+    sign: int = -1
 
 
 def nest(settings: dict) -> dict:
@@ -120,26 +125,37 @@ def read_grid(path: str, data_dir: str | None = None) -> Grid:
     shared = read_config_file(grid["config_file"]) if grid.get("config_file") else {}
     shared = merge(shared, nest(grid.get("settings") or {}))
     under, jobs = grid.get("under"), []
+    variants = {str(name): own for name, own in variants.items()}
+    lengths = grid.get("evaluate_at") or []
+    if not _are(int, lengths):
+        raise UserError(f"--grid={path}: evaluate_at={lengths}: needs a list of lengths in tokens")
     for name, own in variants.items():
+        if not isinstance(own, dict | None):
+            raise UserError(f"--grid={path}: {name}: {own!r} is no settings")
         own = dict(own or {})
         rates, seeds = (own.pop(key, grid.get(key)) for key in ("learning_rates", "seeds"))
-        if not isinstance(rates, list) or not isinstance(seeds, list):
-            raise UserError(f"--grid={path}: {name}: learning_rates and seeds must be lists")
+        if not (rates and _are((int, float), rates) and seeds and _are(int, seeds)):
+            raise UserError(f"--grid={path}: {name}: learning_rates and seeds must be lists of numbers")
         flags = dict(data_dir=own.pop("data_dir", data_dir), init_checkpoint=own.pop("init_checkpoint", None))
         whole = nest(own.pop("settings", None) or {})
         settings = merge(merge(shared, nest({under: own} if under else own)), whole)
         for seed, rate in itertools.product(seeds, rates):
             more = nest({_SEED: seed, _LEARNING_RATE: float(rate)})
-            jobs.append(Job(str(name), float(rate), seed, merge(settings, more), **flags))
+            jobs.append(Job(name, float(rate), seed, merge(settings, more), **flags))
     seeds = list(dict.fromkeys(job.seed for job in jobs))
     # The first seed of every variant before the second of any: the picture is whole early.
     jobs.sort(key=lambda job: seeds.index(job.seed))
-    reference = grid.get("reference") or next(iter(variants))
-    plot = grid.get("plot") or list(variants)
+    reference = str(grid.get("reference", next(iter(variants))))
+    plot = [str(name) for name in grid.get("plot") or variants]
     for name in (reference, *plot):
         if name not in variants:
             raise UserError(f"--grid={path}: no variant {name}{nearest(name, variants)}")
-    return Grid(grid["experiment"], reference, plot, grid.get("evaluate_at") or [], jobs)
+    return Grid(grid["experiment"], reference, plot, lengths, jobs)
+
+
+def _are(kind, values) -> bool:
+    """Whether `values` is a list of `kind`, of which truth values are none."""
+    return isinstance(values, list) and all(isinstance(v, kind) and not isinstance(v, bool) for v in values)
 
 
 def read_results(output_dir: str) -> list[dict]:
@@ -147,8 +163,11 @@ def read_results(output_dir: str) -> list[dict]:
     path = os.path.join(output_dir, RESULTS_FILE)
     if not os.path.exists(path):
         return []
-    with open(path, encoding="utf8") as f:
-        return [json.loads(line) for line in f]
+    try:
+        with open(path, encoding="utf8") as f:
+            return [json.loads(line) for line in f]
+    except ValueError as error:
+        raise UserError(f"{path}: damaged ({error}); mend or remove it: it holds the finished runs") from error
 
 
 def _finished(output_dir: str) -> set[tuple]:
@@ -169,29 +188,55 @@ def prepare_job(grid: Grid, job: Job, output_dir: str) -> tuple:
     """Writes the job's settings into its directory and checks them; returns (directory, Run). Raises UserError."""
     import yaml
 
-    from shatter_tf import model_dir as model_dirs
     from shatter_tf import settings
     from shatter_tf.files import write_whole
 
     directory = os.path.join(output_dir, job.name)
     config_file = os.path.join(directory, "settings.yaml")
     if os.path.exists(os.path.join(directory, "model")):
-        changed = model_dirs.differences(settings.read_config_file(config_file), job.settings)
-        if changed:
-            raise UserError(
-                f"{directory}: begun with other settings ({'; '.join(changed)}); give the variant another name, "
-                "or name another --output_dir"
-            )
+        _check_settings(directory, settings.read_config_file(config_file), job)
     os.makedirs(directory, exist_ok=True)
     write_whole(config_file, yaml.safe_dump(copy.deepcopy(job.settings), sort_keys=False))
-    resolved = settings.resolve(
+    resolve = functools.partial(
+        settings.resolve,
         grid.experiment,
         config_file=config_file,
         data_dir=job.data_dir,
         init_checkpoint=job.init_checkpoint,
-        model_dir=os.path.join(directory, "model"),
     )
-    return directory, resolved
+    for length in grid.evaluate_at:
+        resolve(params_override=_at_length(length))
+    return directory, resolve(model_dir=os.path.join(directory, "model"))
+
+
+def _at_length(length: int) -> str:
+    return f"task.validation_data.seq_length={length}"
+
+
+def _check_settings(where: str, recorded: dict, job: Job) -> None:
+    """Raises UserError when what is recorded of a run is not what the job is."""
+    from shatter_tf import model_dir as model_dirs
+
+    changed = model_dirs.differences(recorded, job.settings)
+    if changed:
+        raise UserError(
+            f"{where}: begun with other settings ({'; '.join(changed)}); give the variant another name, or name "
+            "another --output_dir"
+        )
+
+
+def check_results(grid: Grid, output_dir: str) -> None:
+    """Raises UserError when a finished run has the name of one of the grid's, but other settings or data."""
+    jobs = {job.key: job for job in grid.jobs}
+    for line in read_results(output_dir):
+        job = jobs.get((line["variant"], line["learning_rate"], line["seed"]))
+        if job:
+            where = f"{os.path.join(output_dir, RESULTS_FILE)}: {job.name}"
+            _check_settings(where, line["settings"], job)
+            for flag in ("data_dir", "init_checkpoint"):
+                old, new = line.get(flag), getattr(job, flag)
+                if old and new and os.path.realpath(old) != os.path.realpath(new):
+                    raise UserError(f"{where}: {flag} was {old}, not {new}; name another --output_dir")
 
 
 def run_job(grid: Grid, job: Job, directory: str) -> dict:
@@ -209,8 +254,7 @@ def run_job(grid: Grid, job: Job, directory: str) -> dict:
     _call(command, job, log_path)
     other_lengths = {}
     for length in grid.evaluate_at:
-        more = f"--params_override=task.validation_data.seq_length={length}"
-        _call([*command, "--mode=eval", more], job, log_path)
+        _call([*command, "--mode=eval", f"--params_override={_at_length(length)}"], job, log_path)
         other_lengths[str(length)] = model_dirs.read_metrics(model_dir)
     metrics = model_dirs.read_metrics(model_dir)
     return dict(
@@ -221,6 +265,8 @@ def run_job(grid: Grid, job: Job, directory: str) -> dict:
         commit=_commit(),
         finished=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         settings=job.settings,
+        data_dir=job.data_dir,
+        init_checkpoint=job.init_checkpoint,
         history=model_dirs.read_history(model_dir),
         other_lengths=other_lengths,
     )
@@ -228,7 +274,8 @@ def run_job(grid: Grid, job: Job, directory: str) -> dict:
 
 def _call(command: list[str], job: Job, log_path: str) -> None:
     with open(log_path, "a", encoding="utf8") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        # In a session of its own: Ctrl-C reaches all of a terminal's, and a second signal would end training unsaved.
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
         try:
             while process.poll() is None and not _stopped.wait(0.1):
                 pass
@@ -236,7 +283,8 @@ def _call(command: list[str], job: Job, log_path: str) -> None:
             process.terminate()
             code = process.wait()
     if _stopped.is_set():
-        sys.exit(143)
+        say("stopped, as asked; the same command goes on from there")
+        sys.exit(os.EX_TEMPFAIL)
     if code:
         with open(log_path, encoding="utf8") as log:
             last = (log.read().strip().splitlines() or ["it said nothing"])[-1]
@@ -255,23 +303,24 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
 def main(argv: list[str]) -> None:
     args = parse_arguments(argv)
     from shatter_tf import report
-    from shatter_tf.files import held
+    from shatter_tf.files import held, write_whole
     from shatter_tf.training_step import TrainingStep, measure
 
     quieten_logging()
-    # So that a terminated comparison takes its current run with it. An exception would not do: where the signal
-    # interrupts a destructor, Python drops it.
-    signal.signal(signal.SIGTERM, lambda *_: _stopped.set())
+    if args.time_steps < 0:
+        raise UserError(f"--time_steps={args.time_steps} is negative")
     grid = read_grid(args.grid, args.data_dir)
     os.makedirs(args.output_dir, exist_ok=True)
     with held(args.output_dir, wait=True):
+        check_results(grid, args.output_dir)
         prepared = {job.key: prepare_job(grid, job, args.output_dir) for job in grid.jobs}
+    grid = _judged(grid, prepared[grid.jobs[0].key][1].params)
 
     if args.time_steps:
         first_jobs = {job.variant: job for job in reversed(grid.jobs)}
         steps = {}
         for variant, job in first_jobs.items():
-            print(f"compiling {variant}", file=sys.stderr, flush=True)
+            say(f"compiling {variant}", sys.stderr)
             steps[variant] = TrainingStep(prepared[job.key][1].params)
             steps[variant]()
         medians = {variant: statistics.median(s) for variant, s in measure(steps, args.time_steps).items()}
@@ -280,6 +329,8 @@ def main(argv: list[str]) -> None:
 
     done = _finished(args.output_dir)
     todo = [job for job in grid.jobs if job.key not in done] if not args.time_steps else []
+    if todo:
+        _heed_signals()
     elsewhere, failures = 0, []
     for number, job in enumerate(todo, 1):
         directory = prepared[job.key][0]
@@ -287,30 +338,47 @@ def main(argv: list[str]) -> None:
             if not free or job.key in _finished(args.output_dir):
                 elsewhere += 1
                 continue
-            print(f"[{number}/{len(todo)}] {job.name}", end=" ", flush=True)
-            begin = time.time()
+            say(f"[{number}/{len(todo)}] {job.name}")
+            begin = time.monotonic()
             try:
                 line = run_job(grid, job, directory)
             except UserError as error:
-                print("failed", flush=True)
+                say("  failed")
                 failures.append(str(error))
                 continue
             with held(args.output_dir, wait=True):
-                with open(os.path.join(args.output_dir, RESULTS_FILE), "a", encoding="utf8") as f:
-                    f.write(json.dumps(line) + "\n")
-                report.write(grid, read_results(args.output_dir), args.output_dir)
-        last = line["history"][-1]
+                results = [*read_results(args.output_dir), line]
+                lines = "".join(json.dumps(line) + "\n" for line in results)
+                write_whole(os.path.join(args.output_dir, RESULTS_FILE), lines)
+                report.write(grid, results, args.output_dir)
+        last, took = line["history"][-1], datetime.timedelta(seconds=round(time.monotonic() - begin))
         figures = "  ".join(f"{key} {value:.4f}" for key, value in last.items() if key not in ("step", "seconds"))
-        print(f"step {last['step']}  {figures}  ({datetime.timedelta(seconds=round(time.time() - begin))})", flush=True)
+        say(f"  step {last['step']}  {figures}  ({took})")
     if elsewhere:
-        print(f"{elsewhere} left to other processes of this comparison")
+        say(f"{elsewhere} left to other processes of this comparison")
     with held(args.output_dir, wait=True):
         results = read_results(args.output_dir)
         if results:
             report.write(grid, results, args.output_dir)
-            print(f"{len(results)} runs in {os.path.join(args.output_dir, report.REPORT_FILE)}")
+            say(f"{len(results)} runs in {os.path.join(args.output_dir, report.REPORT_FILE)}")
     if failures:
         raise UserError("; ".join(failures))
+
+
+def _judged(grid: Grid, params) -> Grid:
+    """Returns the grid with what its task is judged by; pretraining by its loss, which is finer than its accuracy."""
+    if grid.experiment == "shatter/pretrain":
+        return grid
+    sign = 1 if params.trainer.best_checkpoint_metric_comp == "higher" else -1
+    return dataclasses.replace(grid, metric=params.trainer.best_checkpoint_eval_metric, sign=sign)
+
+
+def _heed_signals() -> None:
+    """From now on a stopped comparison stops its run first, and so that it can be gone on with."""
+    for number in _SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup's wish
+            # An exception would not do: where the signal interrupts a destructor, Python drops it.
+            signal.signal(number, lambda *_: _stopped.set())
 
 
 if __name__ == "__main__":

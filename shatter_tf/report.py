@@ -10,19 +10,6 @@ from shatter_tf.compare import RESULTS_FILE, STEP_SECONDS_FILE, Grid
 
 REPORT_FILE, CURVES_FILE, FINAL_FILE = "report.md", "curves.png", "final.png"
 
-_METRICS = {
-    "shatter/pretrain": ("loss", -1),
-    "shatter/classify": ("cls_accuracy", 1),
-    "shatter/regress": ("pearson_spearman_corr", 1),
-    "shatter/tag": ("accuracy", 1),
-    "shatter/answer": ("f1", 1),
-}
-
-
-def metric_of(experiment: str) -> tuple[str, int]:
-    """Returns the metric that an experiment is judged by, and 1 if more of it is better, -1 if less."""
-    return _METRICS[experiment]
-
 
 def best_runs(results: list[dict], metric: str, sign: int) -> dict[str, list[dict]]:
     """Returns each variant's runs at its best learning rate: the one whose mean over seeds at the end is best."""
@@ -70,8 +57,7 @@ def _spread(values: list[float], digits: int = 3) -> str:
 
 def write(grid: Grid, results: list[dict], output_dir: str) -> None:
     """Writes report.md, curves.png and final.png into `output_dir`."""
-    metric, sign = metric_of(grid.experiment)
-    best = best_runs(results, metric, sign)
+    best = best_runs(results, grid.metric, grid.sign)
     order = [name for name in dict.fromkeys(job.variant for job in grid.jobs) if name in best]
     path = os.path.join(output_dir, STEP_SECONDS_FILE)
     measured = {}
@@ -91,7 +77,7 @@ def _table(rows: list[dict[str, str]]) -> list[str]:
 
 
 def _row(grid: Grid, runs: list[dict], reference: list[dict] | None, rates: int, measured: dict) -> dict[str, str]:
-    metric, _ = metric_of(grid.experiment)
+    metric = grid.metric
     variant = runs[0]["variant"]
     row = {
         "variant": variant,
@@ -112,7 +98,7 @@ def _row(grid: Grid, runs: list[dict], reference: list[dict] | None, rates: int,
 
 def _soonness(grid: Grid, runs: list[dict], reference: list[dict], measured: dict) -> dict[str, str]:
     """Returns the cells that say how soon `runs` are where `reference` ends, on the mean over seeds."""
-    metric, sign = metric_of(grid.experiment)
+    metric, sign = grid.metric, grid.sign
     (steps, values), (reference_steps, reference_values) = curve(runs, metric), curve(reference, metric)
     reached = steps_to_reach(steps, values.mean(axis=0), float(reference_values.mean(axis=0)[-1]), sign)
     steps_cell = time_cell = "not reached"
@@ -128,7 +114,7 @@ def _soonness(grid: Grid, runs: list[dict], reference: list[dict], measured: dic
 
 
 def _markdown(grid: Grid, results: list[dict], best: dict, order: list[str], measured: dict) -> str:
-    metric, _ = metric_of(grid.experiment)
+    metric = grid.metric
     rates = {name: sorted({line["learning_rate"] for line in results if line["variant"] == name}) for name in order}
     commits = ", ".join(sorted({line["commit"] for line in results}))
     times = "were measured in turn in one process" if measured else "were not measured (--time_steps)"
@@ -171,7 +157,7 @@ def _figure(columns: int, height: float):
 
 
 def _draw_curves(grid: Grid, best: dict, names: list[str], measured: dict, output_dir: str) -> None:
-    metric, _ = metric_of(grid.experiment)
+    metric = grid.metric
     by_time = set(names) <= set(measured)  # the runs' own times tell more of what else the machine did
     figure, axes = _figure(1 + by_time, 4.5)
     for name in names:
@@ -183,7 +169,7 @@ def _draw_curves(grid: Grid, best: dict, names: list[str], measured: dict, outpu
             axis.fill_between(x, values.min(axis=0), values.max(axis=0), color=line.get_color(), alpha=0.2, linewidth=0)
     axes[0].set(xlabel="steps", ylabel=f"validation {metric}")
     if by_time:
-        axes[1].set(xlabel="minutes of training, at step times measured side by side")
+        axes[1].set(xlabel="minutes of training, at step times measured in turn")
     figure.legend(
         *axes[0].get_legend_handles_labels(), loc="upper center", bbox_to_anchor=(0.5, 0), ncols=2, fontsize=8
     )
@@ -191,7 +177,7 @@ def _draw_curves(grid: Grid, best: dict, names: list[str], measured: dict, outpu
 
 
 def _draw_final(grid: Grid, best: dict, order: list[str], output_dir: str) -> None:
-    metric, sign = metric_of(grid.experiment)
+    metric, sign = grid.metric, grid.sign
     figure, (axis,) = _figure(1, 1.2 + 0.28 * len(order))
     ranked = sorted(order, key=lambda name: sign * statistics.mean(final(run, metric) for run in best[name]))
     for y, name in enumerate(ranked):

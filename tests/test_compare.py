@@ -14,6 +14,7 @@ from tiny import TINY
 
 from shatter_tf import compare, report
 from shatter_tf.command_line import UserError
+from shatter_tf.files import held
 
 ROOT = pathlib.Path(__file__).parents[1]
 TINY_SETTINGS = {f"task.model.encoder.any.{key}": value for key, value in TINY.items()}
@@ -67,7 +68,11 @@ def test_read_grid(tmp_path):
     [
         (dict(variant={}), r"no setting variant \(did you mean variants\?\)"),
         (dict(variants={}), "needs an experiment and variants"),
-        (dict(seeds=0), "shatter: learning_rates and seeds must be lists"),
+        (dict(seeds=0), "shatter: learning_rates and seeds must be lists of numbers"),
+        (dict(learning_rates=[]), "shatter: learning_rates and seeds must be lists of numbers"),
+        (dict(learning_rates=["fast"]), "shatter: learning_rates and seeds must be lists of numbers"),
+        (dict(variants={"four": 4}), "four: 4 is no settings"),
+        (dict(evaluate_at=512), "evaluate_at=512: needs a list of lengths"),
         (dict(reference="brt"), r"no variant brt \(did you mean bert\?\)"),
         (dict(plot=["shattr"]), r"no variant shattr \(did you mean shatter\?\)"),
         (dict(config_file="none.yaml"), "--config_file=none.yaml: no such file"),
@@ -81,8 +86,11 @@ def test_read_grid_refuses(tmp_path, changes, message):
 def test_a_mistake_in_the_last_variant_stops_the_first_run(tmp_path, write_corpus, random_documents):
     data = write_corpus(random_documents(shards=1, per_shard=20))
     grid = write_grid(tmp_path, variants={**GRID["variants"], "wrong": {"any.num_partz": 6}})
+    flags = [f"--data_dir={data}", f"--output_dir={tmp_path}/out"]
     with pytest.raises(UserError, match="no setting task.model.encoder.any.num_partz"):
-        compare.main([f"--grid={grid}", f"--data_dir={data}", f"--output_dir={tmp_path}/out"])
+        compare.main([f"--grid={grid}", *flags])
+    with pytest.raises(UserError, match="validation_data.seq_length=4096 is longer than the encoder's"):
+        compare.main([f"--grid={write_grid(tmp_path, evaluate_at=[4096])}", *flags])
     assert not list((tmp_path / "out").rglob("model"))
 
 
@@ -95,6 +103,17 @@ def test_results_of_other_settings_are_not_taken_for_these(tmp_path, write_corpu
     more = compare.read_grid(write_grid(tmp_path, settings={**GRID["settings"], "task.train_data.seq_length": 8}), data)
     with pytest.raises(UserError, match="begun with other settings .task.train_data.seq_length was None, not 8"):
         compare.prepare_job(more, more.jobs[0], str(out))
+
+    finished = {**make_result("shatter", 1e-3, 0, [5.0]), "settings": grid.jobs[0].settings, "data_dir": data}
+    (out / "results.jsonl").write_text(json.dumps(finished) + "\n")
+    compare.check_results(grid, str(out))
+    with pytest.raises(UserError, match="results.jsonl: shatter/lr0.001-seed0: begun with other settings"):
+        compare.check_results(more, str(out))
+    with pytest.raises(UserError, match="data_dir was .*, not /elsewhere"):
+        compare.check_results(compare.read_grid(write_grid(tmp_path), "/elsewhere"), str(out))
+    (out / "results.jsonl").write_text(json.dumps(finished) + '\n{"variant": "sh')
+    with pytest.raises(UserError, match="results.jsonl: damaged"):
+        compare.check_results(grid, str(out))
 
 
 def make_result(variant, rate, seed, losses, parameters=1000):
@@ -121,7 +140,7 @@ def test_report(tmp_path):
     assert "| bert | 4.500 | 4.000 |" in text
     for name in (report.CURVES_FILE, report.FINAL_FILE):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
-    # Wall-clock is shown once step times were measured side by side.
+    # Wall-clock is shown once step times were measured.
     (tmp_path / compare.STEP_SECONDS_FILE).write_text(json.dumps(dict(shatter=0.2, bert=0.4)))
     report.write(grid, results, str(tmp_path))
     assert "| 200 | 15 (50%) | 25% |" in (tmp_path / report.REPORT_FILE).read_text()
@@ -149,10 +168,10 @@ def test_a_stopped_comparison_goes_on_where_it_was(tmp_path, write_corpus, rando
     while not (out / "results.jsonl").exists() and first.poll() is None and time.time() < deadline:
         time.sleep(0.2)
     first.send_signal(signal.SIGTERM)
-    printed, errors = first.communicate(timeout=60)
-    assert (out / "results.jsonl").exists(), printed + errors
+    printed, errors = first.communicate(timeout=300)
+    assert first.returncode == 75, printed + errors
     finished = (out / "results.jsonl").read_text()
-    assert finished.count("\n") == 1
+    assert finished.count("\n") == 1, "it ended before it was stopped"
     running = subprocess.run(["pgrep", "-f", str(out)], capture_output=True, text=True).stdout
     assert not running  # the training process went with it
 
@@ -174,15 +193,58 @@ def test_a_stopped_comparison_goes_on_where_it_was(tmp_path, write_corpus, rando
 
 
 @pytest.mark.slow
+def test_a_run_that_another_process_holds_is_left_to_it(tmp_path, write_corpus, random_documents):
+    data, out = write_corpus(random_documents(shards=1, per_shard=40)), tmp_path / "out"
+    grid = write_grid(tmp_path, seeds=[0], variants={"shatter": {}, "narrow": {"any.num_parts": 2}}, reference="narrow")
+    directory = out / "shatter/lr0.001-seed0"
+    directory.mkdir(parents=True)
+    with held(str(directory)):
+        printed, errors = launch(grid, data, out).communicate(timeout=500)
+    assert "1 left to other processes" in printed, errors
+    assert [json.loads(line)["variant"] for line in (out / "results.jsonl").open()] == ["narrow"]
+
+
+WORK = """
+import os, sys, time
+from shatter_tf.preemption import StopRequest
+stop = StopRequest()
+stop.listen()
+stop.unsaved.acquire()
+print("on", flush=True)
+while not stop.asked: time.sleep(0.01)
+time.sleep(1)
+print("saved", flush=True)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_all_of_a_terminal_costs_the_run_nothing(tmp_path, number):
+    log = tmp_path / "log"
+    program = (
+        "import sys\nfrom shatter_tf import compare\ncompare._heed_signals()\n"
+        "job = compare.Job('v', 1e-3, 0, {}, None, None)\n"
+        f"compare._call([sys.executable, '-c', {WORK!r}], job, {str(log)!r})"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program], start_new_session=True)
+    deadline = time.time() + 300
+    while not (log.exists() and "on\n" in log.read_text()) and time.time() < deadline:
+        time.sleep(0.1)
+    os.killpg(process.pid, number)
+    assert process.wait(timeout=300) == os.EX_TEMPFAIL
+    assert "saved" in log.read_text()
+
+
+@pytest.mark.slow
 def test_two_processes_share_a_comparison(tmp_path, write_corpus, random_documents):
     data = write_corpus(random_documents(shards=1, per_shard=40))
     grid = write_grid(tmp_path, seeds=[0], variants={"shatter": {}, "narrow": {"any.num_parts": 2}}, reference="narrow")
     processes = [launch(grid, data, tmp_path / "out") for _ in range(2)]
+    printed = ""
     for process in processes:
-        printed, errors = process.communicate(timeout=500)
+        out, errors = process.communicate(timeout=500)
         assert process.returncode == 0, errors
-        assert printed.count("  loss ") == 1, printed
-        assert "1 left to other processes" in printed
+        printed += out
+    assert printed.count("  loss ") == 2, printed  # each run once, whoever had it
     lines = [json.loads(line) for line in (tmp_path / "out/results.jsonl").read_text().splitlines()]
     assert {line["variant"] for line in lines} == {"shatter", "narrow"}
     assert len(lines) == 2
