@@ -19,7 +19,7 @@ import tf_keras
 from shatter_tf.config import ShatterConfig
 from shatter_tf.dropout import dropout, random_keys
 
-# Keeps the normaliser of a fully masked row finite, and far below one unmasked entry of any useful size.
+# Keeps the normaliser of a fully masked row finite. Rows whose entries are all this small stay smaller than others.
 EPSILON = 1e-6
 # The same for a part, and of a size whose reciprocal is a float16.
 PART_EPSILON = 3e-5
@@ -27,7 +27,7 @@ PART_EPSILON = 3e-5
 SMALL_SHARE = 1e-2
 
 
-def attention_mask(packs: tf.Tensor, rows: Optional[int] = None) -> tf.Tensor:
+def attention_mask(packs: tf.Tensor, num_queries: Optional[int] = None) -> tf.Tensor:
     """Returns m_ij: whether j is another token of i's document, for the first queries i and every j.
 
     Documents packed into one row are numbered 1, 2, 3, …; 0 is padding. A plain 0/1 mask is the special case of one
@@ -36,7 +36,7 @@ def attention_mask(packs: tf.Tensor, rows: Optional[int] = None) -> tf.Tensor:
 
     Args:
       packs: document numbers, integer [B, M].
-      rows: L, the number of queries; None takes all.
+      num_queries: L; None takes all.
 
     Returns:
       bool [B, L, M].
@@ -47,7 +47,7 @@ def attention_mask(packs: tf.Tensor, rows: Optional[int] = None) -> tf.Tensor:
 
     Source: that a token does not attend to itself is ours; docs/log.md has the measurement behind it.
     """
-    queries = packs if rows is None else packs[:, :rows]
+    queries = packs if num_queries is None else packs[:, :num_queries]
     i, j = (tf.range(t.shape[1] or tf.shape(t)[1]) for t in (queries, packs))
     return tf.logical_and(same_document(queries, packs), i[:, tf.newaxis] != j)
 
@@ -68,7 +68,7 @@ def query_positions(x: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
 def attention_scores(query: tf.Tensor, x: tf.Tensor, from_positions: Optional[tf.Tensor]) -> tf.Tensor:
     """Returns s_ij = q_i . x_j / sqrt(D) + sum_p f_p(j - i) b_ip as float32 [B, L, M].
 
-    Args, all in the compute dtype:
+    Args, all in the compute dtype, in which the sum is made, too:
       query: q, [B, L, D].
       x: the layer's input, [B, M, D].
       from_positions: the second term, [B, L, M]; None for none.
@@ -120,7 +120,8 @@ def part_values(attention: tf.Tensor, partition: tf.Tensor, value: tf.Tensor):
         d_attention = tf.reduce_sum(tf.einsum("BLPE,BPME->BPLM", dy, value) * partition, axis=1)
         # The products of the forward pass once more. Were they the same to a compiler, it would keep them until now,
         # [B, P, L, M], P times the memory of the map; a zero that it cannot know to be one makes them others.
-        products = (attention + 0.0 * dy[0, 0, 0, 0])[:, tf.newaxis] * partition
+        zero = 0.0 * tf.reduce_sum(dy[:1, :1, 0, 0])  # of a batch of no rows, too
+        products = (attention + zero)[:, tf.newaxis] * partition
         return d_attention, None, tf.einsum("BPLM,BLPE->BPME", products, dy)
 
     y = tf.einsum("BPLM,BPME->BLPE", attention[:, tf.newaxis] * partition, value)
@@ -238,7 +239,12 @@ class ShatterAttention(tf_keras.layers.Layer):
     def _dense(self, equation, output_shape, bias_axes, name):
         initializer = tf_keras.initializers.TruncatedNormal(stddev=self.config.initializer_range)
         return tf_keras.layers.EinsumDense(
-            equation, output_shape, bias_axes=bias_axes, kernel_initializer=initializer, name=name
+            equation,
+            output_shape,
+            bias_axes=bias_axes,
+            kernel_initializer=initializer,
+            name=name,
+            dtype=self.dtype_policy,
         )
 
     def call(self, x, mask, partition=None, dropout_keys=None, training=None):

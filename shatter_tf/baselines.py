@@ -14,7 +14,7 @@ from official.nlp.modeling import layers, networks
 from official.projects.roformer.roformer_encoder_block import RoformerEncoderBlock
 
 from shatter_tf.attention import same_document
-from shatter_tf.config import POOLINGS
+from shatter_tf.config import POOLINGS, out_of_range
 from shatter_tf.encoder import feed_forward_activation, mean_of_tokens
 
 POSITIONS = ("absolute", "relative_bias", "absolute_and_relative_bias", "rotary")
@@ -36,10 +36,12 @@ class BertConfig(encoders.BertEncoderConfig):
 
     def problems(self) -> list[str]:
         """Returns one line for each value that no encoder can be built with; none when all is well."""
-        found = []
-        if self.hidden_size % self.num_attention_heads:
+        sizes = ("vocab_size", "hidden_size", "num_layers", "num_attention_heads", "intermediate_size")
+        found = out_of_range(self, (*sizes, "type_vocab_size", "max_position_embeddings"))
+        heads = max(self.num_attention_heads, 1)
+        if self.hidden_size % heads:
             found.append(f"hidden_size={self.hidden_size} is not divisible by its attention heads")
-        elif self.positions == "rotary" and self.hidden_size // self.num_attention_heads % 2:
+        elif self.positions == "rotary" and self.hidden_size // heads % 2:
             found.append("positions=rotary needs heads of an even width")
         if self.positions == "rotary" and (self.output_range or self.return_attention_scores):
             found.append("positions=rotary has no output_range and no return_attention_scores")

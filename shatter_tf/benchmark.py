@@ -93,6 +93,7 @@ def resolve(args: argparse.Namespace, seq_length: int, batch_size: int) -> dict:
     for name, encoder in (("shatter", "any"), (args.compare, args.compare)):
         override = ",".join(filter(None, (args.params_override, sizes, f"task.model.encoder.type={encoder}")))
         params = settings.resolve_without_data(config_file=args.config_file, params_override=override)
+        params.runtime.enable_xla = True  # whose figures these are
         if params.runtime.mixed_precision_dtype is None:
             params.runtime.mixed_precision_dtype = "float32" if args.target == "cpu" else "bfloat16"
         models[name] = params

@@ -1,6 +1,7 @@
 """ShatterConfig: the only declaration of every knob of the encoder."""
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Optional
 
 from official.modeling import hyperparams
@@ -22,16 +23,17 @@ class ShatterConfig(hyperparams.Config):
       intermediate_size: width of the feed-forward layer.
       hidden_activation: activation of the feed-forward layer: "squared_relu", or one that Model Garden knows ("gelu").
       type_vocab_size: kinds of segment (`input_type_ids`).
-      max_sequence_length: longest input in tokens; longer ones are refused.
+      max_sequence_length: longest input in tokens; longer ones are refused where the length is static.
       partition: family of the partition of unity: "linear" (piecewise-linear hats) or "bernstein" (polynomials).
-      squashing_scale: how far the parts reach: twice the distance from relative position 1 to the next knot, in tokens.
+      squashing_scale: how far the parts reach. Of an even number of parts from 6 on it is twice the distance from
+        relative position 1 to the next knot, in tokens.
       sigmoid_bias: what is taken off a score before its sigmoid: 0 is the paper's, and at 5 it is nearly an
         exponential, of which "part_row_sum" makes a softmax of each part.
       normalizer: "part_row_sum" divides what is read from each part by the attention paid to it, "row_sum" each row
         of the attention map by its sum, "unit_length" by the root of its sum of squares; "none" divides nothing.
       use_position_bias: whether the score has a term of the query token and the relative position.
       use_output_projection: whether the concatenated parts pass through Wo.
-      norm_first: layer normalisation before (True) or after (False) each sub-layer.
+      norm_first: the norm before (True) or after (False) each sub-layer.
       pooling: what `pooled_output` is: "mean" of the tokens' vectors, which needs no weights of its own, or
         "first_token", BERT's tanh projection of the first token, for a task that trains it.
       query_block_size: attention of longer inputs than this works on so many positions at a time, and does each block
@@ -75,12 +77,12 @@ class ShatterConfig(hyperparams.Config):
     return_attention_scores: bool = False
 
     def problems(self) -> list[str]:
-        """Returns one line for each value that no encoder can be built with; none when all is well."""
-        found = []
+        """Returns one line for each value that no encoder can be built with; none when all is well.
+
+        Whether there is such a `hidden_activation` shows when it is built.
+        """
         sizes = ("vocab_size", "hidden_size", "num_layers", "num_parts", "intermediate_size", "type_vocab_size")
-        for name in (*sizes, "max_sequence_length", "squashing_scale", "query_block_size"):
-            if getattr(self, name) <= 0:
-                found.append(f"{name}={getattr(self, name)} is not positive")
+        found = out_of_range(self, (*sizes, "max_sequence_length", "squashing_scale", "query_block_size"))
         if self.num_parts > 0 and self.hidden_size % self.num_parts:
             found.append(f"hidden_size={self.hidden_size} is not divisible by num_parts={self.num_parts}")
         for name, allowed in (
@@ -90,9 +92,15 @@ class ShatterConfig(hyperparams.Config):
         ):
             if getattr(self, name) not in allowed:
                 found.append(f"{name}={getattr(self, name)!r} is not one of {', '.join(allowed)}")
-        for name in ("dropout_rate", "attention_dropout_rate"):
-            if not 0 <= getattr(self, name) < 1:
-                found.append(f"{name}={getattr(self, name)} is not in [0, 1)")
         if self.output_range is not None and self.output_range <= 0:
             found.append(f"output_range={self.output_range} is not positive")
         return found
+
+
+def out_of_range(config: hyperparams.Config, sizes: Iterable[str]) -> list[str]:
+    """Returns one line for each of these sizes that is not positive, and for each dropout rate that is none."""
+    found = [f"{name}={getattr(config, name)} is not positive" for name in sizes if getattr(config, name) <= 0]
+    for name in ("dropout_rate", "attention_dropout_rate"):
+        if not 0 <= getattr(config, name) < 1:
+            found.append(f"{name}={getattr(config, name)} is not in [0, 1)")
+    return found

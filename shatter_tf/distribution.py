@@ -98,6 +98,10 @@ def problems(runtime: cfg.RuntimeConfig) -> list[str]:
         found.append(f"runtime.num_gpus={runtime.num_gpus} are not one_device; use mirrored")
     if name == TPU and not runtime.tpu:
         found.append("runtime.tpu is not set: give the TPU's name, or local on a TPU VM")
+    if name != TPU and runtime.tpu:
+        found.append(f"runtime.tpu={runtime.tpu}, but runtime.distribution_strategy={name}; use tpu")
+    if name == MULTI_WORKER and 0 < runtime.num_gpus < gpus:
+        found.append(f"runtime.num_gpus={runtime.num_gpus}: {name} takes all {gpus}; hide some by CUDA_VISIBLE_DEVICES")
     try:
         workers = len(_workers()[0])
     except UserError as error:

@@ -43,7 +43,12 @@ def squared_relu(x: tf.Tensor):
 
 
 def feed_forward_activation(name: str) -> Callable[[tf.Tensor], tf.Tensor]:
-    """Returns the activation that `hidden_activation` names: "squared_relu", or one of Model Garden's."""
+    """Returns the activation that `hidden_activation` names; raises ValueError when there is none.
+
+    Example:
+    >>> feed_forward_activation("gelu")(tf.constant([0.0])).numpy().tolist()
+    [0.0]
+    """
     if name == "squared_relu":
         return squared_relu
     return tf_utils.get_activation(name)
@@ -55,7 +60,12 @@ def _recomputed(block, *args, **kwargs) -> Callable[[tf.Tensor], tf.Tensor]:
 
 
 def mean_of_tokens(h: tf.Tensor, input_mask: tf.Tensor) -> tf.Tensor:
-    """Returns the mean, [B, D], of h, [B, L, D], over tokens that are not padding; zeros where there is none."""
+    """Returns the mean, [B, D], of h, [B, L, D], over tokens that are not padding; zeros where there is none.
+
+    Example:
+    >>> mean_of_tokens(tf.constant([[[1.0], [3.0], [9.0]]]), tf.constant([[1, 1, 0]])).numpy().tolist()
+    [[2.0]]
+    """
     weights = tf.cast(input_mask[:, : tf.shape(h)[1], tf.newaxis] > 0, tf.float32)
     total = tf.reduce_sum(weights * tf.cast(h, tf.float32), axis=1)
     return tf.cast(tf.math.divide_no_nan(total, tf.reduce_sum(weights, axis=1)), h.dtype)
@@ -63,7 +73,7 @@ def mean_of_tokens(h: tf.Tensor, input_mask: tf.Tensor) -> tf.Tensor:
 
 @tf_keras.utils.register_keras_serializable(package="shatter_tf")
 class ShatterEncoderBlock(tf_keras.layers.Layer):
-    """Attention and feed-forward with residuals and layer normalisation, before or after each.
+    """Attention and feed-forward with residuals and a norm before or after each.
 
     Inputs, called as `block(h, mask, partition, dropout_keys)`, or as `block(h, packs, …)` for attention in blocks of
     queries:
@@ -72,6 +82,9 @@ class ShatterEncoderBlock(tf_keras.layers.Layer):
 
     Returns:
       ([B, L, D] in the compute dtype, the attention map as float32 [B, L, M], or None in blocks of queries).
+
+    Raises:
+      ValueError: when `config` has values that no encoder can be built with.
 
     Example:
     >>> config = ShatterConfig(hidden_size=8, num_parts=2, intermediate_size=16)
@@ -85,16 +98,20 @@ class ShatterEncoderBlock(tf_keras.layers.Layer):
         super().__init__(autocast=False, **kwargs)
         self.config = config = as_config(config)
         initializer = tf_keras.initializers.TruncatedNormal(stddev=config.initializer_range)
-        self.attention = ShatterAttention(config, name="attention")
+        self.attention = ShatterAttention(config, name="attention", dtype=self.dtype_policy)
         self.attention_layer_norm = _layer_norm("attention_layer_norm")
         self.intermediate = tf_keras.layers.Dense(
             config.intermediate_size,
             activation=feed_forward_activation(config.hidden_activation),
             kernel_initializer=initializer,
             name="intermediate",
+            dtype=self.dtype_policy,
         )
         self.output_dense = tf_keras.layers.Dense(
-            config.hidden_size, kernel_initializer=tf_utils.clone_initializer(initializer), name="output"
+            config.hidden_size,
+            kernel_initializer=tf_utils.clone_initializer(initializer),
+            name="output",
+            dtype=self.dtype_policy,
         )
         self.output_layer_norm = _layer_norm("output_layer_norm")
 
@@ -137,7 +154,8 @@ class ShatterEncoder(tf_keras.layers.Layer):
 
     Returns a dict:
       sequence_output: [B, L, D].
-      pooled_output: [B, D], the mean over tokens or a projection of the first one; see `config.pooling`.
+      pooled_output: [B, D], the mean over tokens, or those of `config.output_range`, or a projection of the first one;
+        see `config.pooling`.
       encoder_outputs: a list of [B, L, D], one for each block.
       attention_scores: a list of float32 [B, 1, L, L], one for each block, when `config.return_attention_scores`.
 
@@ -147,7 +165,7 @@ class ShatterEncoder(tf_keras.layers.Layer):
         be resumed exactly.
 
     Raises:
-      ValueError: for impossible configs, and for inputs longer than `config.max_sequence_length`.
+      ValueError: for impossible configs, and for inputs whose static length is beyond `config.max_sequence_length`.
 
     Example:
     >>> encoder = ShatterEncoder(
@@ -164,7 +182,11 @@ class ShatterEncoder(tf_keras.layers.Layer):
         self.output_dropout_rate = output_dropout_rate
         initializer = tf_keras.initializers.TruncatedNormal(stddev=config.initializer_range)
         self.word_embeddings = layers.OnDeviceEmbedding(
-            config.vocab_size, config.hidden_size, initializer=initializer, name="word_embeddings"
+            config.vocab_size,
+            config.hidden_size,
+            initializer=initializer,
+            name="word_embeddings",
+            dtype=self.dtype_policy,
         )
         self.type_embeddings = layers.OnDeviceEmbedding(
             config.type_vocab_size,
@@ -172,9 +194,12 @@ class ShatterEncoder(tf_keras.layers.Layer):
             initializer=tf_utils.clone_initializer(initializer),
             use_one_hot=True,
             name="type_embeddings",
+            dtype=self.dtype_policy,
         )
         self.embeddings_layer_norm = _layer_norm("embeddings_layer_norm")
-        self.blocks = [ShatterEncoderBlock(config, name=f"block_{i}") for i in range(config.num_layers)]
+        self.blocks = [
+            ShatterEncoderBlock(config, name=f"block_{i}", dtype=self.dtype_policy) for i in range(config.num_layers)
+        ]
         self.final_layer_norm = _layer_norm("final_layer_norm") if config.norm_first else None
         self.pooler = None
         if config.pooling == "first_token":
@@ -183,6 +208,7 @@ class ShatterEncoder(tf_keras.layers.Layer):
                 activation="tanh",
                 kernel_initializer=tf_utils.clone_initializer(initializer),
                 name="pooler",
+                dtype=self.dtype_policy,
             )
         self.inputs = {
             name: tf_keras.Input((None,), dtype=tf.int32, name=name)
@@ -268,9 +294,9 @@ class ShatterEncoder(tf_keras.layers.Layer):
             result["attention_scores"] = attention_scores
         return result
 
-    def _partition(self, length, rows=None) -> tf.Tensor:
+    def _partition(self, length, num_queries=None) -> tf.Tensor:
         """Returns the partition that blocks share, in the dtype they use it in, so that none casts it again."""
-        return tf.cast(position_partition(self.config, length, rows=rows), self.compute_dtype)
+        return tf.cast(position_partition(self.config, length, num_queries), self.compute_dtype)
 
     def _in_query_blocks(self, length: Optional[int]) -> bool:
         """Whether a sequence of this static length is too long for its attention maps to be held at once."""

@@ -30,9 +30,7 @@ class TrainerConfig(cfg.TrainerConfig):
 
 
 def _experiment(task: cfg.TaskConfig, learning_rate: float, train_steps: int) -> cfg.ExperimentConfig:
-    for data in (task.train_data, task.validation_data):
-        data.global_batch_size = 32
-    task.validation_data.global_batch_size = 0
+    task.train_data.global_batch_size, task.validation_data.global_batch_size = 32, 0
     return cfg.ExperimentConfig(
         task=task,
         runtime=cfg.RuntimeConfig(enable_xla=True),

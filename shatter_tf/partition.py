@@ -1,7 +1,8 @@
 """Soft partitions of relative positions: f_p(r) >= 0 with sum_p f_p(r) = 1 (Shatter, arXiv 2108.13032).
 
 A partition is a function of t(r) in [0, 1], a monotone squashing of the relative position r = j - i that resolves near
-positions finely and far ones coarsely. Everything here is float32: bfloat16 cannot tell positions 256 and 257 apart.
+positions finely and far ones coarsely. Everything here is float32, whatever f is rounded to afterwards: bfloat16 cannot
+tell positions 256 and 257 apart.
 """
 
 import math
@@ -143,8 +144,8 @@ def far_parts(config: ShatterConfig) -> tuple[int, list[tuple[int, int]]]:
     return math.ceil(distance), [(1, number - 2), (0, number - 1)]
 
 
-def position_partition(config: ShatterConfig, length, rows=None) -> tf.Tensor:
-    """Returns f_p(j - i) for queries i = 0, 1, … and every key j, float32 [P, rows, L].
+def position_partition(config: ShatterConfig, length, num_queries=None) -> tf.Tensor:
+    """Returns f_p(j - i) for queries i = 0, 1, … and every key j, float32 [P, num_queries, L].
 
     It depends on positions alone: an encoder computes it once per forward pass and hands it to every layer. That is
     done when the graph runs, so that no quadratic constant is stored.
@@ -152,7 +153,11 @@ def position_partition(config: ShatterConfig, length, rows=None) -> tf.Tensor:
     Args:
       config: supplies the family, the squashing's scale and P.
       length: L, the number of keys; an int or an int32 scalar tensor, as the next.
-      rows: number of queries; None takes as many as there are keys.
+      num_queries: None takes as many as there are keys.
+
+    Example:
+    >>> position_partition(ShatterConfig(hidden_size=8, num_parts=4), 10, num_queries=3).shape
+    TensorShape([4, 3, 10])
     """
-    queries = tf.range(length if rows is None else rows)
+    queries = tf.range(length if num_queries is None else num_queries)
     return soft_partition(config, tf.range(length)[tf.newaxis, :] - queries[:, tf.newaxis])

@@ -1,5 +1,6 @@
 """What is wrong with settings, found before anything is built: `problems`, a line for each."""
 
+import contextlib
 import operator
 
 import tensorflow as tf
@@ -33,12 +34,16 @@ _UNHEEDED = {
         *("num_packs", "run_eagerly", "batchnorm_spatial_persistent", "tpu_enable_xla_dynamic_padder"),
         *("num_cores_per_replica", "default_shard_dim", "use_tpu_mp_strategy"),
     ),
-    "task": ("differential_privacy_config", "allow_image_summary"),
+    "task": (
+        *("differential_privacy_config", "allow_image_summary", "hub_module_url", "init_cls_pooler", "scale_loss"),
+        "model.mlm_output_weights_use_proj",
+    ),
     "task.train_data": (
         *("is_training", "drop_remainder", "shuffle_buffer_size", "cache", "cycle_length", "block_length"),
         *("ram_budget", "deterministic", "sharding", "tf_data_service_job_name", "tfds_as_supervised"),
         *("tfds_skip_decoding_feature", "enable_shared_tf_data_service_between_parallel_trainers"),
         *("apply_tf_data_service_before_batching", "trainer_id", "prefetch_buffer_size", "autotune_algorithm"),
+        "use_next_sentence_label",
     ),
 }
 _UNHEEDED["task.validation_data"] = _UNHEEDED["task.train_data"]
@@ -47,10 +52,13 @@ _UNHEEDED["task.validation_data"] = _UNHEEDED["task.train_data"]
 def _unheeded(params: cfg.ExperimentConfig) -> list[str]:
     """Returns a line for every setting that was changed to no effect."""
     usual = cfg.ExperimentConfig(task=type(params.task)(), trainer=type(params.trainer)())
-    names = [f"{path}.{name}" for path, names in _UNHEEDED.items() for name in names]
-    values = {name: operator.attrgetter(name)(params) for name in names}
-    changed = (name for name in names if values[name] != operator.attrgetter(name)(usual))
-    return [f"{name}={values[name]}: nothing here goes by it; leave it out" for name in changed]
+    found = []
+    for name in (f"{path}.{name}" for path, names in _UNHEEDED.items() for name in names):
+        with contextlib.suppress(AttributeError):  # not every task has them all
+            value, default = (operator.attrgetter(name)(p) for p in (params, usual))
+            if value != default:
+                found.append(f"{name}={value}: nothing here goes by it; leave it out")
+    return found
 
 
 def _encoder_problems(config: EncoderConfig, vocabulary_size: int) -> list[str]:
@@ -64,6 +72,9 @@ def _encoder_problems(config: EncoderConfig, vocabulary_size: int) -> list[str]:
         found.append(
             f"{prefix}.hidden_activation={encoder.hidden_activation}: no such activation; try squared_relu, gelu"
         )
+    for name in ("output_range", "return_attention_scores"):
+        if getattr(encoder, name):
+            found.append(f"{prefix}.{name}={getattr(encoder, name)} is for encoders in Python alone; leave it out")
     if encoder.vocab_size < vocabulary_size:
         found.append(
             f"{prefix}.vocab_size={encoder.vocab_size} is less than the vocabulary's {vocabulary_size} wordpieces"
@@ -144,6 +155,8 @@ def problems(params: cfg.ExperimentConfig, vocabulary_size: int) -> list[str]:
     for name in _POSITIVE:
         if getattr(trainer, name) < 1:
             found.append(f"trainer.{name}={getattr(trainer, name)} is not positive")
+    if runtime.loss_scale is not None and runtime.mixed_precision_dtype != "float16":
+        found.append(f"runtime.loss_scale={runtime.loss_scale} is for runtime.mixed_precision_dtype=float16")
     if runtime.mixed_precision_dtype not in (None, "float32", "bfloat16", "float16"):
         found.append(f"runtime.mixed_precision_dtype={runtime.mixed_precision_dtype}: use float32, bfloat16, float16")
     if trainer.validation_steps < 1 and trainer.validation_steps != -1:

@@ -232,6 +232,8 @@ def resolve(
         if hasattr(task.train_data, "lower_case"):
             task.train_data.lower_case = initial.lower_case
     explicit = _override_all(params, config_file, params_override)
+    if task.init_checkpoint != (init_checkpoint if initial else ""):
+        found.append(f"task.init_checkpoint={task.init_checkpoint}: give --init_checkpoint, which is checked")
 
     loaders = {
         "shatter/pretrain": _load_corpus,
@@ -384,8 +386,14 @@ def _load_labelled(params, data_dir, initial, found) -> tuple[list[str], bool]:
 
 
 def _labels(train: cfg.DataConfig, where: str, labels: Iterable[str]) -> list[str]:
-    """Returns the label names in the order of their ids; raises UserError if there is but one."""
-    names = list(train.labels) or sorted(set(labels))
+    """Returns the label names in the order of their ids; raises UserError if there is but one, or no text, or twice."""
+    names, train.labels = list(train.labels), []  # so that the checks that follow a refusal meet no bad ones
+    for i, name in enumerate(names):
+        if not isinstance(name, str):
+            raise UserError(f"labels={names}: {name!r} is not text; put quotes around it, as in ['no', 'yes']")
+        if name in names[:i]:
+            raise UserError(f"labels={names}: {name!r} comes twice")
+    names = names or sorted(set(labels))
     if len(names) < 2:
         raise UserError(f"{where}: every row has the label {names[0]!r}; there is nothing to learn")
     return names

@@ -65,7 +65,8 @@ def build_encoder_for_head(
 ) -> tuple[tf_keras.layers.Layer, float]:
     """Returns an encoder, and the rate of the dropout that is left for Model Garden's head to do.
 
-    None is for Shatter's, whose own dropout is resumed exactly and the same on any number of replicas.
+    None is for Shatter's, whose own dropout is resumed exactly and the same on any number of replicas. Where a head has
+    a layer of its own before its output, as without `use_encoder_pooler`, it comes before that layer, and BERT's after.
     """
     encoder = build_encoder(config, use_pooler)
     if not isinstance(encoder, ShatterEncoder):
@@ -254,16 +255,16 @@ class _Task:
             restore_pretrained(items, self.task_config.init_checkpoint, model)
 
     def weight(self, inputs) -> tf.Tensor:
-        """Returns how much a batch counts in the mean loss of several, float32 []."""
-        raise NotImplementedError
+        """Returns how much a batch counts in the mean loss of several, float32 []: its rows, if nothing else."""
+        return tf.reduce_sum(row_weights(inputs))
 
     @without_autograph
     def train_step(self, inputs, model, optimizer, metrics=None):
         """Takes one step down the gradient of the mean loss over the global batch.
 
-        The step is the same however many replicas share that batch, and in however many parts each of them takes its
-        share (`accumulation_steps`, to save memory): losses are divided by the weight of the whole batch, and gradients
-        clipped after they are summed.
+        The step is the same however many replicas share that batch and, but for dropout, in however many parts each of
+        them takes its share (`accumulation_steps`, to save memory): losses are divided by the weight of the whole
+        batch, and gradients clipped after they are summed.
 
         Args:
           inputs: this replica's share, tensors [B, …]; accumulation_steps divides B.
@@ -374,9 +375,6 @@ class ClassifyTask(_Task, sentence_prediction.SentencePredictionTask):
         self.label_field = "label_ids"  # the base class would take the data config's, which names a TFDS feature
         self.aggregated_metrics = () if self.metric_type == "accuracy" else (self.metric_type,)
 
-    def weight(self, inputs):
-        return tf.reduce_sum(row_weights(inputs))
-
     def build_losses(self, labels, model_outputs, aux_losses=None):
         losses = tf_keras.losses.sparse_categorical_crossentropy(
             labels["label_ids"], tf.cast(model_outputs, tf.float32), from_logits=True
@@ -465,9 +463,6 @@ class QuestionAnsweringTask(_Task, question_answering.QuestionAnsweringTask):
         if not params.is_training:
             self._validation = loader  # knows the texts
         return without_autograph(loader.load)(input_context, self.start_step if params.is_training else 0)
-
-    def weight(self, inputs):
-        return tf.reduce_sum(row_weights(inputs))
 
     def build_losses(self, labels, model_outputs, aux_losses=None):
         losses = [

@@ -2,6 +2,7 @@
 
 from typing import Optional
 
+import tensorflow as tf
 import tf_keras
 
 from shatter_tf import model_dir as model_dirs
@@ -79,7 +80,7 @@ class TextEncoder(tf_keras.layers.Layer):
     def call(self, text, training=None):
         inputs = self.tokenizer.pad(self.tokenizer.encode(text, None, self.seq_length), self._padded_length)
         outputs = self.encoder(inputs, training=training)
-        return mean_of_tokens(outputs["sequence_output"], inputs["input_mask"])
+        return mean_of_tokens(tf.cast(outputs["sequence_output"], tf.float32), inputs["input_mask"])
 
     def get_config(self):
         return {**super().get_config(), **self._settings}

@@ -58,14 +58,18 @@ class Trainer(base_trainer.Trainer):
         options.autotune.enabled = False
         return dataset_or_fn(*args, **kwargs).with_options(options)
 
-    def _compile(self, step):
-        # A TPU compiles every step anyway. Several replicas on CPUs must meet in the middle of a step, which a compiled
-        # one cannot.
-        strategy = self.strategy
-        on_tpu = isinstance(strategy, tf.distribute.TPUStrategy)
-        replicas = not isinstance(strategy, tf.distribute.OneDeviceStrategy)
+    @property
+    def xla(self) -> bool:
+        """Whether steps are compiled by XLA."""
+        if isinstance(self.strategy, tf.distribute.TPUStrategy):
+            return True
+        # Several replicas on CPUs must meet in the middle of a step, which a compiled one cannot.
+        replicas = not isinstance(self.strategy, tf.distribute.OneDeviceStrategy)
         cpu_replicas = replicas and not tf.config.list_physical_devices("GPU")
-        if not self.config.runtime.enable_xla or on_tpu or cpu_replicas:
+        return self.config.runtime.enable_xla and not cpu_replicas
+
+    def _compile(self, step):
+        if not self.xla or isinstance(self.strategy, tf.distribute.TPUStrategy):  # which compiles all there is
             return step
         return tf.function(step, jit_compile=True, autograph=False)
 
@@ -227,7 +231,7 @@ class Session:
         return (
             f"{self.run.experiment} in {self.model_dir}: {self.parameters:,} parameters, batches of "
             f"{task.train_data.global_batch_size} x {task.train_data.seq_length} tokens on {replicas} "
-            f"replica{'s' * (replicas > 1)} ({kind}), {'XLA' if self.params.runtime.enable_xla else 'no XLA'}, "
+            f"replica{'s' * (replicas > 1)} ({kind}), {'XLA' if self.trainer.xla else 'no XLA'}, "
             + (f"from step {self.step}" if self.step else "from the start")
         )
 
@@ -243,9 +247,15 @@ class Session:
           UserError: when the loss stays not finite, or something cannot be read or written.
           WorkerLost: when another process of the run is gone.
         """
+        with self._failures_told():
+            return self._train(evaluate, stop or StopRequest())
+
+    @contextlib.contextmanager
+    def _failures_told(self):
+        """Within it, what fails is told in a line, or as WorkerLost."""
         try:
             with with_others(self._others):
-                return self._train(evaluate, stop or StopRequest())
+                yield
         except tf.errors.ResourceExhaustedError as error:
             raise UserError(
                 "the devices' memory is too small for this run: raise trainer.accumulation_steps, set the encoder's "
@@ -284,11 +294,11 @@ class Session:
             # Loops end where anything is due, and soon enough to be stopped.
             loop = min(total - self.step, most_steps, *(every - self.step % every for every in intervals))
             self.input_seconds.assign(0.0)
-            begin = time.time()
+            begin = time.monotonic()
             logs = self.trainer.train(tf.constant(loop, tf.int32))
             if not stop.unsaved.locked():
                 stop.unsaved.acquire()
-            stopping, elapsed = agree(self.trainer.strategy, stop.asked, time.time() - begin)
+            stopping, elapsed = agree(self.trainer.strategy, stop.asked, time.monotonic() - begin)
             stopping = stopping and self.step < total
             self.seconds += elapsed
             left = "?"
@@ -352,7 +362,8 @@ class Session:
         variables = [*self.trainer.model.variables, *self.trainer.optimizer.variables()]
         size = sum(variable.shape.num_elements() * variable.dtype.size for variable in variables)
         # Those kept, the best, and one being written.
-        needed = size * (self.params.trainer.max_to_keep + 2 - len(self.manager.checkpoints))
+        there = len(self.manager.checkpoints) + len(self.best_manager.checkpoints)
+        needed = size * (self.params.trainer.max_to_keep + 2 - there)
         free = shutil.disk_usage(disk).free
         if needed > free:
             raise UserError(
@@ -429,7 +440,8 @@ class Session:
         """Evaluates, adds the result to the history, and keeps a checkpoint that is the best so far."""
         metrics, trainer = self.evaluate(), self.params.trainer
         name, sign = trainer.best_checkpoint_eval_metric, 1 if trainer.best_checkpoint_metric_comp == "higher" else -1
-        if all(sign * metrics[name] > sign * entry[name] for entry in self.history if name in entry):
+        earlier = [entry[name] for entry in self.history if math.isfinite(entry.get(name, math.nan))]
+        if math.isfinite(metrics[name]) and all(sign * metrics[name] > sign * value for value in earlier):
             self._save(self.best_manager)
         self.history.append({"step": self.step, "seconds": round(self.seconds, 3), **metrics})
         if self.chief:
@@ -438,12 +450,13 @@ class Session:
 
     def evaluate(self) -> dict[str, float]:
         """Evaluates the current weights on the validation data and writes metrics.json; returns what it holds."""
-        begin = time.time()
+        begin = time.monotonic()
         steps = self.params.trainer.validation_steps
-        metrics = _readable(self.trainer.evaluate(tf.constant(steps, tf.int32)))
+        with self._failures_told():
+            metrics = _readable(self.trainer.evaluate(tf.constant(steps, tf.int32)))
         self.say(
             f"step {self.step}/{self.params.trainer.train_steps}  validation: {_format_metrics(metrics)}  "
-            f"({_format_seconds(time.time() - begin)})"
+            f"({_format_seconds(time.monotonic() - begin)})"
         )
         self._summarise("validation", metrics)
         if self.chief:

@@ -51,6 +51,7 @@ class TrainingStep:
         tf_keras.utils.set_random_seed(0)
         set_precision(params.runtime)
         task = task_factory.get_task(params.task)
+        task.accumulation_steps = params.trainer.accumulation_steps
         self.model = task.build_model()
         optimizer = task.create_optimizer(params.trainer.optimizer_config, params.runtime)
         metrics = task.build_metrics()

@@ -15,12 +15,12 @@ def check_layer(build, call, names: set[str], tmp_path) -> None:
       tmp_path: for files.
     """
     layer = build()
-    outputs = call(layer)
+    call(layer)
     _check_weights(layer, names)
-    _check_round_trips(layer, call, outputs, tmp_path)
+    _check_round_trips(layer, call, tmp_path)
     _check_gradients(layer, call)
-    _check_compiled(layer, call, outputs)
-    _check_bfloat16(build, call)
+    _check_compiled(layer, call)
+    _check_bfloat16(layer, build, call)
 
 
 def _check_weights(layer, names):
@@ -36,7 +36,7 @@ def _randomise(layer):
         variable.assign(variable + rng.normal(0, 0.1, variable.shape).astype(np.float32))
 
 
-def _check_round_trips(layer, call, outputs, tmp_path):
+def _check_round_trips(layer, call, tmp_path):
     _randomise(layer)
     outputs = call(layer)
     clone = type(layer).from_config(layer.get_config())
@@ -74,21 +74,28 @@ def _check_gradients(layer, call):
         assert np.any(tf.convert_to_tensor(gradient)), variable.name
 
 
-def _check_compiled(layer, call, outputs):
+def _check_compiled(layer, call):
     outputs = call(layer)
     _assert_same(tf.function(lambda: call(layer))(), outputs, atol=1e-4)
     _assert_same(tf.function(lambda: call(layer), jit_compile=True, autograph=False)(), outputs, atol=1e-4)
 
 
-def _check_bfloat16(build, call):
+def _check_bfloat16(exact, build, call):
     tf_keras.mixed_precision.set_global_policy("mixed_bfloat16")
     layer = build()
+    call(layer)
+    layer.set_weights(exact.get_weights())
     outputs = call(layer)
-    for tensor in tf.nest.flatten(outputs):
-        assert np.all(np.isfinite(tf.cast(tensor, tf.float32)))
+    for rounded, tensor in zip(tf.nest.flatten(outputs), tf.nest.flatten(call(exact)), strict=True):
+        np.testing.assert_allclose(tf.cast(rounded, tf.float32), tensor, atol=0.1)
     assert {variable.dtype for variable in layer.trainable_variables} == {tf.float32}
     assert tf.bfloat16 in {tensor.dtype for tensor in tf.nest.flatten(outputs)}
     tf_keras.mixed_precision.set_global_policy("float32")
+
+    clone = type(layer).from_config(layer.get_config())  # in a process that has another policy
+    call(clone)
+    clone.set_weights(exact.get_weights())
+    _assert_same(call(clone), outputs)
 
 
 def _assert_same(actual, expected, atol=1e-6):

@@ -85,7 +85,7 @@ def test_every_weight_is_tracked_and_gets_a_gradient(positions, norm_first):
     encoder.freeze_pooler()
     ids = RNG.integers(1, 50, [2, 9])
     with tf.GradientTape() as tape:
-        # Squares: the plain sum of a layer normalisation's outputs does not depend on its inputs.
+        # Cubes: the plain sum of a layer normalisation's outputs does not depend on its inputs, nor do their squares.
         loss = tf.reduce_sum(encode(encoder, ids, ids > 0) ** 3)
     names = [variable.name for variable in encoder.trainable_variables]
     assert sum("final_layer_norm" in name for name in names) == 2 * norm_first
@@ -121,5 +121,9 @@ def test_problems():
         BertBaseline(BertConfig(positions="spiral", **SIZES))
     with pytest.raises(ValueError, match="no output_range"):
         BertBaseline(BertConfig(positions="rotary", output_range=1, **{**SIZES, "hidden_size": 24}))
+    with pytest.raises(
+        ValueError, match="num_attention_heads=0 is not positive; dropout_rate=1.5 is not"
+    ):
+        BertBaseline(BertConfig(**{**SIZES, "num_layers": 0, "num_attention_heads": 0, "dropout_rate": 1.5}))
     with pytest.raises(ValueError, match="heads of an even width"):
         BertBaseline(BertConfig(positions="rotary", **{**SIZES, "hidden_size": 9}))

@@ -41,6 +41,27 @@ def test_flops_are_those_of_the_matrix_products():
     assert flops == expected
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        "task.model.encoder.any.query_block_size=4",
+        "task.model.encoder.any.query_block_size=8,task.model.encoder.any.recompute_blocks=true",
+        "trainer.accumulation_steps=3",
+        "trainer.accumulation_steps=3,task.model.encoder.any.query_block_size=8",
+    ],
+)
+def test_flops_of_a_loop_count_for_each_round(more):
+    """In blocks of queries, or a batch in parts, no product is smaller: what is not kept is done again."""
+
+    def flops(more):
+        settings_of = f"{OVERRIDE},task.train_data.global_batch_size=3,task.train_data.seq_length=16,{more}"
+        params = settings.resolve_without_data(params_override=settings_of)
+        return matmul_flops(TrainingStep(params, synthetic_batch(params)).hlo())
+
+    whole = flops("trainer.train_steps=1")
+    assert whole <= flops(more) < 1.6 * whole
+
+
 def test_a_synthetic_batch_is_what_training_sees(pretrain):
     params = pretrain().params
     real, synthetic = TrainingStep(params).batch, synthetic_batch(params)

@@ -78,6 +78,18 @@ def test_empty_rows_are_finite():
     assert not np.any(outputs["pooled_output"])
 
 
+@pytest.mark.parametrize("query_block_size", [512, 4])
+def test_no_rows_at_all_give_no_gradient(query_block_size):
+    """As a replica gets them in Keras's own training, when a batch has fewer rows than there are replicas."""
+    encoder = ShatterEncoder(small(query_block_size=query_block_size))
+    none = tf.zeros([0, 9], tf.int32)
+    with tf.GradientTape() as tape:
+        outputs = encoder(dict(input_word_ids=none, input_mask=none), training=True)
+        loss = tf.reduce_sum(outputs["sequence_output"]) + tf.reduce_sum(outputs["pooled_output"])
+    for gradient in tape.gradient(loss, encoder.trainable_variables):
+        assert not np.any(tf.convert_to_tensor(gradient))
+
+
 def test_output_range_gives_the_first_positions():
     whole = ShatterEncoder(small())
     part = ShatterEncoder(small(output_range=4))

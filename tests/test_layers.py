@@ -43,11 +43,22 @@ CONFIG = ShatterConfig(
     recompute_blocks=True,
     return_attention_scores=True,
 )
+# The defaults, in blocks of queries, which the settings above rule out: a map is returned whole.
+IN_BLOCKS = ShatterConfig(
+    vocab_size=31,
+    hidden_size=16,
+    num_layers=2,
+    num_parts=8,
+    intermediate_size=13,
+    type_vocab_size=3,
+    query_block_size=4,
+    recompute_blocks=True,
+)
 IDS = tf.constant([[2, 7, 9, 11, 3, 5, 6, 8, 3, 0, 0], [2, 4, 4, 5, 6, 7, 8, 9, 10, 12, 3]])
 PACKS = tf.constant([[1, 1, 1, 1, 1, 2, 2, 2, 2, 0, 0], [1] * 11])
 TYPES = tf.constant([[0, 1, 2] * 3 + [0, 0], [1] * 11])
 
-VECTORS = tf.constant(np.random.default_rng(1).normal(size=(2, 11, 15)), tf.float32)
+VECTORS = tf.constant(np.random.default_rng(1).normal(size=(2, 11, 16)), tf.float32)
 
 
 def _call_encoder(layer, training=False):
@@ -55,27 +66,40 @@ def _call_encoder(layer, training=False):
 
 
 def _call_block(layer, training=False):
-    return layer(VECTORS, attention_mask(PACKS), position_partition(CONFIG, 11), training=training)
+    vectors = VECTORS[..., : layer.config.hidden_size]
+    if layer.config == IN_BLOCKS:
+        return layer(vectors, PACKS, training=training)[0]
+    return layer(vectors, attention_mask(PACKS), position_partition(CONFIG, 11), training=training)
 
 
-ATTENTION = {f"{part}/{w}" for part in ("query", "value", "output_projection") for w in ("kernel", "bias")}
-BLOCK = {f"attention/{name}" for name in ATTENTION} | {
-    *(f"{norm}/{norm}/scale" for norm in ("attention_layer_norm", "output_layer_norm")),
-    *(f"{dense}/{w}" for dense in ("intermediate", "output") for w in ("kernel", "bias")),
-}
-ENCODER = {
-    "word_embeddings/embeddings",
-    "type_embeddings/embeddings",
-    "embeddings_layer_norm/embeddings_layer_norm/scale",
-    "pooler/kernel",
-    "pooler/bias",
-    *(f"block_{i}/{name}" for i in range(2) for name in BLOCK),
-}
-CHECKS = {
-    ShatterAttention: (_call_block, ATTENTION),
-    ShatterEncoderBlock: (_call_block, BLOCK),
-    ShatterEncoder: (_call_encoder, ENCODER),
-}
+def _norm(name):
+    return f"{name}/{name}/scale"
+
+
+def _attention(*parts):
+    return {f"{part}/{w}" for part in ("query", "value", *parts) for w in ("kernel", "bias")}
+
+
+def _block(*parts):
+    return {f"attention/{name}" for name in _attention(*parts)} | {
+        *(_norm(norm) for norm in ("attention_layer_norm", "output_layer_norm")),
+        *(f"{dense}/{w}" for dense in ("intermediate", "output") for w in ("kernel", "bias")),
+    }
+
+
+def _encoder(*more, part):
+    embeddings = {"word_embeddings/embeddings", "type_embeddings/embeddings", _norm("embeddings_layer_norm")}
+    return {*embeddings, *more, *(f"block_{i}/{name}" for i in range(2) for name in _block(part))}
+
+
+CHECKS = [
+    (ShatterAttention, CONFIG, _call_block, _attention("output_projection")),
+    (ShatterAttention, IN_BLOCKS, _call_block, _attention("position_bias")),
+    (ShatterEncoderBlock, CONFIG, _call_block, _block("output_projection")),
+    (ShatterEncoderBlock, IN_BLOCKS, _call_block, _block("position_bias")),
+    (ShatterEncoder, CONFIG, _call_encoder, _encoder("pooler/kernel", "pooler/bias", part="output_projection")),
+    (ShatterEncoder, IN_BLOCKS, _call_encoder, _encoder(_norm("final_layer_norm"), part="position_bias")),
+]
 # Model Garden's layers with a change or two: test_baselines.py.
 # TextEncoder is one of strings: test_text_encoder.py.
 EXEMPT = {TextEncoder} | {
@@ -93,13 +117,12 @@ def all_layers():
 
 
 def test_no_layer_escapes():
-    assert all_layers() - EXEMPT == {*CHECKS}
+    assert all_layers() - EXEMPT == {cls for cls, *_ in CHECKS}
 
 
-@pytest.mark.parametrize("cls", CHECKS)
-def test_layer(cls, tmp_path):
-    call, names = CHECKS[cls]
-    check_layer(lambda: cls(CONFIG), call, names, tmp_path)
+@pytest.mark.parametrize(("cls", "config", "call", "names"), CHECKS)
+def test_layer(cls, config, call, names, tmp_path):
+    check_layer(lambda: cls(config), call, names, tmp_path)
 
 
 def test_every_setting_differs_from_its_default():

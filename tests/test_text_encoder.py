@@ -62,6 +62,14 @@ def test_long_inputs_are_attended_to_in_blocks_and_give_the_same_vectors():
     assert not any(shape[-2:] == [16, 16] for shape in block_shapes if (shape.rank or 0) > 1)
 
 
+def test_vectors_are_float32_in_mixed_precision():
+    tf_keras.mixed_precision.set_global_policy("mixed_bfloat16")
+    layer = TextEncoder(dict(type="any", any=ANY), VOCABULARY, lower_case=True)
+    tf_keras.mixed_precision.set_global_policy("float32")
+    assert layer.encoder.compute_dtype == "bfloat16"
+    assert layer(tf.constant(TEXTS)).dtype == tf.float32
+
+
 def test_settings_come_back():
     layer = TextEncoder(dict(type="any", any=ANY), VOCABULARY, lower_case=False, seq_length=17, name="text")
     clone = TextEncoder.from_config(layer.get_config())
