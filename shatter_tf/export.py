@@ -1,6 +1,6 @@
 """Exports a run as a SavedModel that takes raw strings, for TF Serving or any TensorFlow.
 
-  python -m shatter_tf.export --model_dir=runs/topics --export_dir=serving/topics
+  python -m shatter_tf.export --model_dir=runs/labels --export_dir=served/labels
 
 It writes EXPORT_DIR/<version>/ from the checkpoint whose evaluation was best (--checkpoint=latest: from the newest),
 checks that it answers as the trained model does, and says in its README.md what it takes and gives. Signatures, all of
@@ -15,9 +15,11 @@ strings [B] unless said otherwise:
 """
 
 import argparse
+import contextlib
 import math
 import os
 import uuid
+from collections.abc import Iterator
 
 from shatter_tf.command_line import UserError, first_line, new_parser, quieten_logging, run
 
@@ -55,12 +57,12 @@ def main(argv: list[str]) -> None:
     if args.weights == "bfloat16":
         servable = serving.servable(finished, serving.in_bfloat16(finished.params.task, trained.model))
     export_dir = args.export_dir.rstrip("/")
-    version = saved_model.next_version(export_dir)
-    target = os.path.join(export_dir, str(version))
     temporary = os.path.join(export_dir, f"{saved_model.INCOMPLETE}{uuid.uuid4().hex}")
     try:
-        saved_model.remove_leftovers(export_dir)
-        tf.saved_model.save(servable.trackable(), temporary, signatures=servable.functions)
+        with _writing(export_dir):
+            target = os.path.join(export_dir, str(saved_model.next_version(export_dir)))
+            saved_model.remove_leftovers(export_dir)
+            tf.saved_model.save(servable.trackable(), temporary, signatures=servable.functions)
         difference = saved_model.difference(servable, temporary)
         if not difference <= _TOLERANCE:
             raise UserError(
@@ -71,16 +73,14 @@ def main(argv: list[str]) -> None:
             difference = saved_model.difference(trained, temporary)
         notes = [f"Its outputs are at most {difference:.1e} from the trained model's, for texts of random wordpieces."]
         if args.litert:
-            notes.append(_write_litert(trained, temporary, args.litert))
+            notes.append(_write_litert(trained, temporary, args.litert, export_dir))
             print(notes[-1])
-        saved_model.write_warmup_requests(servable, temporary, os.path.basename(export_dir))
-        saved_model.write_card(finished, args.model_dir, checkpoint, servable, temporary, target, notes)
-        if tf.io.gfile.exists(target):
-            raise UserError(f"{target}: written by another export meanwhile; export again, for the next version")
-        publish(temporary, target, last="saved_model.pb")
-    except (tf.errors.OpError, OSError) as error:
-        reason = first_line(error)
-        raise UserError(f"--export_dir={export_dir}: cannot be written ({reason})") from error
+        with _writing(export_dir):
+            saved_model.write_warmup_requests(servable, temporary, os.path.basename(export_dir))
+            saved_model.write_card(finished, args.model_dir, checkpoint, servable, temporary, target, notes)
+            if tf.io.gfile.exists(target):
+                raise UserError(f"{target}: written by another export meanwhile; export again, for the next version")
+            publish(temporary, target, last="saved_model.pb")
     finally:
         if tf.io.gfile.exists(temporary):
             tf.io.gfile.rmtree(temporary)
@@ -90,7 +90,18 @@ def main(argv: list[str]) -> None:
     )
 
 
-def _write_litert(servable, directory: str, weights: str) -> str:
+@contextlib.contextmanager
+def _writing(export_dir: str) -> Iterator[None]:
+    """Within it, what the disk or the object store refuses is raised as UserError."""
+    import tensorflow as tf
+
+    try:
+        yield
+    except (tf.errors.OpError, OSError) as error:
+        raise UserError(f"--export_dir={export_dir}: cannot be written ({first_line(error)})") from error
+
+
+def _write_litert(servable, directory: str, weights: str, export_dir: str) -> str:
     """Writes the LiteRT model to an export's directory and returns a line about it; raises UserError."""
     import tensorflow as tf
 
@@ -105,9 +116,10 @@ def _write_litert(servable, directory: str, weights: str) -> str:
             "nothing was written"
         )
     path = os.path.join(directory, "assets.extra", "token_ids.tflite")
-    tf.io.gfile.makedirs(os.path.dirname(path))
-    with tf.io.gfile.GFile(path, "wb") as f:
-        f.write(model)
+    with _writing(export_dir):
+        tf.io.gfile.makedirs(os.path.dirname(path))
+        with tf.io.gfile.GFile(path, "wb") as f:
+            f.write(model)
     return (
         f"LiteRT: {os.path.relpath(path, directory)}, {len(model) / 1e6:.1f} MB, weights in {weights}, for 1 x "
         f"{servable.seq_length} tokens, at most {difference:.1e} from the trained model"

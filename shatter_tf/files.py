@@ -17,19 +17,25 @@ def write_whole(path: str, content: str | bytes) -> None:
     tf.io.gfile.rename(path + INCOMPLETE, path, overwrite=True)
 
 
-def publish(temporary: str, directory: str, last: str) -> None:
-    """Makes what was written to `temporary` appear as `directory`, which must not exist or be empty.
+def real_path(path: str) -> str:
+    """Returns the one name of what a path leads to, through links and dots; remote paths have but one."""
+    return path.rstrip("/") if "://" in path else os.path.realpath(path)
 
-    On a disk it appears at once. Object stores (gs://, s3://) have no directories to rename: there files are moved one
-    by one, and `last`, without which the others are nothing, in the end.
+
+def publish(temporary: str, directory: str, last: str) -> None:
+    """Makes what was written to `temporary` appear as `directory`, which has nothing else in it or does not exist yet.
+
+    A new directory on a disk appears at once. One that is there may be a mount point, or where somebody works, and
+    object stores (gs://, s3://) have no directories to rename: then files are moved one by one, and `last`, without
+    which the others are nothing, in the end.
 
     Args:
-      temporary: a directory beside or inside of `directory`'s parent.
+      temporary: a directory inside of `directory` or of its parent.
       directory: where readers look.
       last: a file name in `temporary`.
     """
-    if "://" not in directory:
-        tf.io.gfile.rename(temporary, directory, overwrite=True)
+    if "://" not in directory and not tf.io.gfile.exists(directory):
+        tf.io.gfile.rename(temporary, directory)
         return
     listing = list(tf.io.gfile.walk(temporary))
     paths = [os.path.join(folder, name) for folder, _, names in listing for name in names]

@@ -1,11 +1,12 @@
 """Predicts with an exported model: one JSON line for each text.
 
-  python -m shatter_tf.predict --model=serving/topics 'A star is a ball of plasma held together by gravity.'
-  python -m shatter_tf.predict --model=serving/topics < texts.txt
+  python -m shatter_tf.predict --model=served/labels 'A star is a ball of plasma held together by gravity.'
+  python -m shatter_tf.predict --model=served/labels < texts.txt
   python -m shatter_tf.predict --model=serving/encoder --signature=fill_mask 'The cat sat on the [MASK].'
-  python -m shatter_tf.predict --model=serving/topics --signature=embed < texts.txt
+  python -m shatter_tf.predict --model=served/labels --signature=embed < texts.txt
 
 Texts are arguments, or lines of standard input; a pair is two texts with a tab between, a question and its context too.
+A model of single texts takes tabs for white space.
 """
 
 import argparse
@@ -49,7 +50,7 @@ def main(argv: list[str]) -> None:
     # Bytes, because not every text is UTF-8; the model reads what is not as U+FFFD.
     texts = map(os.fsencode, args.texts) if args.texts else (line.rstrip(b"\r\n") for line in sys.stdin.buffer)
     for batch in _batches(texts):
-        columns = [text.split(b"\t") for text in batch]
+        columns = [text.split(b"\t") if len(names) > 1 else [text] for text in batch]
         for text, fields in zip(batch, columns, strict=True):
             if len(fields) != len(names):
                 raise UserError(f"{_plain(text)!r}: the model takes {' and '.join(names)}, separated by tabs")
@@ -62,13 +63,13 @@ def main(argv: list[str]) -> None:
 
 
 def _load(path: str):
-    """Returns the SavedModel in a directory; raises UserError, also for a graph that does more than reckon."""
+    """Returns the SavedModel in a directory; raises UserError, also for `graph.unsafe_operations`."""
     import tensorflow as tf
 
     from shatter_tf import graph
 
     try:
-        unsafe = graph.operations(path) & graph.UNSAFE_OPERATIONS
+        unsafe = graph.unsafe_operations(path)
         model = None if unsafe else tf.saved_model.load(path)
     except Exception as error:  # of what class depends on where the damage is
         raise UserError(f"--model={path}: cannot be loaded ({first_line(error)}); export it again") from error

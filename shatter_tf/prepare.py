@@ -4,10 +4,10 @@
 
 Input files hold one paragraph a line with blank lines between documents, or one document a line (--layout says which;
 "auto" looks for blank lines). Files whose names end in .gz are unpacked. OUTPUT_DIR gets train-*.tfrecord,
-validation-*.tfrecord, vocab.txt and corpus.json, all at once when the work is done.
+validation-*.tfrecord, vocab.txt and, in the end, corpus.json, when all the work is done.
 
-More text than one machine can take runs as an Apache Beam pipeline, to the same shards; files and
-OUTPUT_DIR must then be where every worker sees them:
+More text than one machine can take runs as an Apache Beam pipeline, to the same shards (of more than 3 GB, to more of
+them); files and OUTPUT_DIR must then be where every worker sees them:
 
   python -m shatter_tf.prepare --input='gs://b/text/*.gz' --output_dir=gs://b/corpus --vocab_file=vocab.txt \\
       --runner=beam --beam_options='--runner=DataflowRunner --project=P --region=R --temp_location=gs://b/tmp'
@@ -23,12 +23,13 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from shatter_tf.command_line import UserError, configure_libraries, new_parser, quieten_logging, run
+from shatter_tf.command_line import UserError, configure_libraries, first_line, new_parser, quieten_logging, run
 
 if TYPE_CHECKING:  # TensorFlow would be imported for --help
     from shatter_tf.data.shards import Job, Written
 
 _SHARD_BYTES = 16 << 20  # of text: about 4 million tokens, which a training step may have to read at a resume
+_MOST_SHARDS = 200  # on this machine, which keeps all of them open: macOS allows 256 files
 _CHUNK_CHARACTERS = 1 << 20  # handed to a worker at a time
 _WORKER_BYTES = 8 << 20  # less text than this is not worth another process, which must import TensorFlow
 _VOCABULARY_BYTES = 200 << 20  # a vocabulary is trained on at most so much text, sampled evenly
@@ -71,23 +72,29 @@ def main(argv: list[str]) -> None:
     import tensorflow as tf
 
     from shatter_tf.data import shards, text, tokenizer
-    from shatter_tf.files import publish
+    from shatter_tf.files import publish, real_path
 
     if args.runner == "beam":
         from shatter_tf.data import beam
     quieten_logging()
-    output_dir = args.output_dir.rstrip("/")
-    if tf.io.gfile.exists(output_dir) and tf.io.gfile.listdir(output_dir):
-        raise UserError(f"--output_dir={output_dir}: not empty; name a new directory")
+    output_dir = real_path(args.output_dir)
+    is_there = tf.io.gfile.exists(output_dir)
+    if is_there and not (tf.io.gfile.isdir(output_dir) and not tf.io.gfile.listdir(output_dir)):
+        what = "not empty" if tf.io.gfile.isdir(output_dir) else "a file"
+        raise UserError(f"--output_dir={args.output_dir}: {what}; name a new directory")
     paths = text.find_files(args.input)
     held_out = text.find_files(args.validation_input, "--validation_input") if args.validation_input else []
-    both = sorted({*paths} & {*held_out})
+    real_paths = {*map(real_path, paths)}
+    both = [path for path in held_out if real_path(path) in real_paths]
     if both:
         raise UserError(f"--validation_input={args.validation_input}: {both[0]} is in --input, too")
     sizes = {p: tf.io.gfile.stat(p).length * (_GZIP_RATIO if p.endswith(".gz") else 1) for p in paths + held_out}
     total_bytes = sum(sizes.values())
     start = time.time()
-    temporary = f"{output_dir}.incomplete-{os.getpid()}"
+    # Inside of a directory that is there: it may be a mount point, and what lies beside it cannot be renamed into it.
+    between = "/" if is_there and "://" not in output_dir else ""
+    temporary = f"{output_dir}{between}.incomplete-{os.getpid()}"
+    num_shards = max(1, total_bytes // _SHARD_BYTES)
     job = shards.Job(
         paths=paths + held_out,
         held_out=held_out,
@@ -96,17 +103,19 @@ def main(argv: list[str]) -> None:
         vocabulary=[],
         lower_case=not args.cased,
         validation_fraction=0.0 if held_out else args.validation_fraction,
-        num_shards=max(1, total_bytes // _SHARD_BYTES),
+        num_shards=num_shards if args.runner == "beam" else min(num_shards, _MOST_SHARDS),
         directory=temporary,
     )
     if args.vocab_file:
         job.vocabulary = tokenizer.read_vocabulary(args.vocab_file)
-    else:
-        job.vocabulary = _train_vocabulary(job, paths, total_bytes, args.vocab_size)
-        tokenizer.check_vocabulary(job.vocabulary, args.input)
-
-    tf.io.gfile.makedirs(temporary)
     try:
+        tf.io.gfile.makedirs(temporary)
+    except tf.errors.OpError as error:
+        raise UserError(f"--output_dir={args.output_dir}: cannot be made ({first_line(error)})") from error
+    try:
+        if not job.vocabulary:
+            job.vocabulary = _train_vocabulary(job, paths, total_bytes, args.vocab_size)
+            tokenizer.check_vocabulary(job.vocabulary, args.input)
         if args.runner == "beam":
             written = beam.write(job, args.beam_options)
         else:
@@ -114,9 +123,10 @@ def main(argv: list[str]) -> None:
         train, validation = written.split(shards.TRAIN), written.split(shards.VALIDATION)
         train_documents, validation_documents = (sum(s.documents for s in split) for split in (train, validation))
         if not train_documents or not validation_documents:
+            fraction = "" if held_out else f" or another --validation_fraction (now {job.validation_fraction})"
             raise UserError(
                 f"--input={args.input}: {train_documents} documents for training and {validation_documents} for "
-                f"validation; give more documents or another --validation_fraction (now {job.validation_fraction})"
+                f"validation{' in --validation_input' if held_out else ''}; give more documents{fraction}"
             )
         with tf.io.gfile.GFile(os.path.join(temporary, shards.VOCABULARY_FILE), "w") as f:
             f.write("\n".join(job.vocabulary) + "\n")
@@ -142,7 +152,7 @@ def main(argv: list[str]) -> None:
     seconds = time.time() - start
     tokens = sum(s.tokens for s in train + validation)
     print(
-        f"{output_dir}: {train_documents:,} + {validation_documents:,} documents (training + validation), "
+        f"{args.output_dir}: {train_documents:,} + {validation_documents:,} documents (training + validation), "
         f"{tokens:,} tokens in {len(train)} + {len(validation)} shards, {len(job.vocabulary):,} wordpieces, "
         f"{unknown / tokens:.3%} unknown; {seconds:.0f} s, {tokens / seconds:,.0f} tokens/s"
     )

@@ -1,7 +1,7 @@
 """Draws what a run has learnt, and how: its parts, its attention, its curves and its mistakes.
 
-  python -m shatter_tf.visualize --model=runs/topics 'A star is a ball of plasma.' --output=star.png
-  python -m shatter_tf.visualize --model=runs/topics --output_dir=pictures
+  python -m shatter_tf.visualize --model=runs/labels 'A star is a ball of plasma.' --output=star.png
+  python -m shatter_tf.visualize --model=runs/labels --output_dir=pictures
 
 --output=FILE.png is one figure: the partition, and below it the attention. --output_dir=DIR gets
 

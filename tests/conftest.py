@@ -2,6 +2,7 @@
 
 import gc
 import os
+import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
@@ -46,6 +47,41 @@ WORDS = [
     "very",
     "fast",
 ]
+
+
+# Signals are blocked before TensorFlow starts threads, as `train` does.
+_CHANGED = """
+import os, signal, time
+from shatter_tf import command_line, train
+command_line.configure_libraries()
+signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
+import tensorflow as tf
+from shatter_tf import trainer
+{change}
+command_line.run(train.main)
+"""
+_SIGNALS_ITSELF = """
+report = trainer.Session._report
+def report_and_signal(session, *args):
+    loss = report(session, *args)
+    if session.step == {step}:
+        os.kill(os.getpid(), {number:d})
+    return loss
+trainer.Session._report = report_and_signal
+"""
+
+
+def train_command(change: str = "") -> list[str]:
+    """Returns `python -m shatter_tf.train`; or its like, in whose process the code `change` runs first."""
+    return [sys.executable, *(["-c", _CHANGED.format(change=change)] if change else ["-m", "shatter_tf.train"])]
+
+
+def signals_itself(step: int, number: int) -> str:
+    """Returns a change with which a run sends itself a signal after a step that is reported, and before it is saved.
+
+    A signal from outside may come too late: a loaded machine takes many steps before it lets the sender run.
+    """
+    return _SIGNALS_ITSELF.format(step=step, number=number)
 
 
 @pytest.fixture(autouse=True)

@@ -1,5 +1,6 @@
 """Every file in configs/ parses strictly, and takes a train and an eval step when shrunk."""
 
+import dataclasses
 import json
 import pathlib
 import re
@@ -9,7 +10,7 @@ import yaml
 from official.core import exp_factory
 from tiny import TINY, one_step
 
-from shatter_tf import compare, settings
+from shatter_tf import compare, model_dir, settings
 from shatter_tf.command_line import UserError
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -100,11 +101,31 @@ def test_every_run_of_a_grid_could_start(path, write_corpus, random_documents, t
     header = path.read_text().split("\nexperiment:")[0]
     assert f"--grid=research/{path.name}" in header
     assert all(word in header for word in ("Corpus:", "Hardware:", "Time:"))
-    grid = compare.read_grid(str(path), write_corpus(random_documents(shards=1, per_shard=30)))
-    if grid.experiment == "shatter/classify":
-        return  # it begins with a pretrained encoder, which is not here
-    resolved = [compare.prepare_job(grid, job, str(tmp_path / "out"))[1] for job in grid.jobs]
+    corpus = write_corpus(random_documents(shards=1, per_shard=30))
+    for split in ("train", "dev"):
+        (tmp_path / f"{split}.tsv").write_text("the cat\tanimal\nthe mat\tthing\n" * 20)
+    grid, resolved = compare.read_grid(str(path), corpus), []
+    begun_with = {job.init_checkpoint for job in grid.jobs} - {None}
+    encoders = {model: _pretend_to_have_run(model, corpus, tmp_path) for model in begun_with}
+    for job in grid.jobs:
+        if job.init_checkpoint:
+            encoder = encoders[job.init_checkpoint]
+            job = dataclasses.replace(job, init_checkpoint=encoder, data_dir=str(tmp_path))
+        resolved.append(compare.prepare_job(grid, job, str(tmp_path / "out"))[1])
     assert len({(str(run.params.as_dict())) for run in resolved}) == len(resolved)  # no variant is another's twin
+
+
+def _pretend_to_have_run(model, corpus, base):
+    """Makes all but the weights of a run, the demo's or one of a grid: runs/GRID/VARIANT/RUN/model; says where."""
+    if model == "demo/out/pretrain":
+        run = settings.resolve("shatter/pretrain", config_file="configs/pretrain_tiny.yaml", data_dir=corpus)
+    else:
+        output = pathlib.Path(*pathlib.Path(model).parts[:2])
+        grid = compare.read_grid(f"research/{output.name}.yaml", corpus)
+        (job,) = (job for job in grid.jobs if f"{output}/{job.name}/model" == model)
+        _, run = compare.prepare_job(grid, job, str(base / output))
+    model_dir.write(str(base / model), run)
+    return str(base / model)
 
 
 def _assert_only_differences(settings_of_file, defaults, key=""):

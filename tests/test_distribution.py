@@ -1,5 +1,7 @@
 """Replicas, accumulation and machines: however a batch is shared, the step is the same; and what is refused."""
 
+import contextlib
+import itertools
 import json
 import os
 import pathlib
@@ -8,12 +10,11 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import WORDS
+from conftest import WORDS, signals_itself, train_command
 from official.core import config_definitions as cfg
 from tiny import tiny_override
 
@@ -26,12 +27,12 @@ RATE = "trainer.optimizer_config.learning_rate.polynomial.initial_learning_rate"
 STEPS = "trainer.train_steps=6,trainer.steps_per_loop=1,trainer.checkpoint_interval=2,trainer.validation_interval=3"
 
 
-def start(data, directory, override, experiment="shatter/pretrain", **environment):
-    """Starts `python -m shatter_tf.train`; its output can be read from it."""
+def start(data, directory, override, experiment="shatter/pretrain", change="", **environment):
+    """Starts `python -m shatter_tf.train`, changed if need be; its output can be read from it."""
     settings = ",".join([tiny_override(), STEPS, DROPOUT, "task.train_data.global_batch_size=8", override])
     flags = [f"--experiment={experiment}", f"--data_dir={data}", f"--model_dir={directory}"]
     return subprocess.Popen(
-        [sys.executable, "-m", "shatter_tf.train", *flags, f"--params_override={settings}"],
+        [*train_command(change), *flags, f"--params_override={settings}"],
         cwd=ROOT, env={**os.environ, **environment}, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
 
@@ -53,7 +54,14 @@ def assert_same_weights(directory, other):
 
 def losses(output):
     """Returns what is said of each step's loss, and of every metric of pretraining."""
-    return re.findall(r"^step \S+  (?:validation: )?loss [\d.]+(?:  masked_lm_accuracy [\d.]+)?", output, re.M)
+    lines = re.findall(r"^(step \S+  (?:validation: )?)(loss [\d.]+(?:  masked_lm_accuracy [\d.]+)?)", output, re.M)
+    return {step + name: float(x) for step, said in lines for name, x in re.findall(r"(\w+) ([\d.]+)", said)}
+
+
+def assert_same_losses(said, other):
+    """Asserts it but for the last place: what is added up in another order may be rounded to another."""
+    assert losses(said)
+    assert losses(said) == pytest.approx(losses(other), abs=1.5e-4)
 
 
 @pytest.fixture
@@ -81,7 +89,7 @@ def test_any_number_of_replicas_takes_the_same_steps(run, cpus):
     """Losses, accuracies, dropout, clipping, evaluations: up to the rounding of float32."""
     alone, said = run("alone")
     together, said_together = run("together", cpus=cpus)
-    assert losses(said) == losses(said_together)
+    assert_same_losses(said, said_together)
     assert_same_weights(alone, together)
 
 
@@ -97,10 +105,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(run, xla, cpus):
     settings = f"runtime.enable_xla={xla},{DROPOUT.replace('0.1', '0.0')}"
     whole, said = run("whole", settings)
     parts, said_parts = run("parts", settings + ",trainer.accumulation_steps=4", cpus)
-    # What is added up in another order may be rounded to another last place.
-    numbers = [[float(n) for n in re.findall(r"\d+\.\d+", "".join(losses(text)))] for text in (said, said_parts)]
-    assert numbers[0]
-    assert numbers[0] == pytest.approx(numbers[1], abs=1.5e-4)
+    assert_same_losses(said, said_parts)
     assert_same_weights(whole, parts)
 
 
@@ -121,21 +126,29 @@ def test_batches_that_replicas_cannot_share_are_refused(pretrain, tmp_path, over
         trainer.Session(pretrain(more=override), str(tmp_path / "run"), strategy)
 
 
+# A hundred for each process of tests, below those that a system gives to connections, any of which could take a port
+# before the worker that it is for does.
+PORTS = itertools.count(20_000 + os.getpid() % 100 * 100)
+
+
 def free_ports(number):
-    sockets = [socket.socket() for _ in range(number)]
-    for s in sockets:
-        s.bind(("localhost", 0))
-    ports = [s.getsockname()[1] for s in sockets]
-    for s in sockets:
-        s.close()
+    ports = []
+    while len(ports) < number:
+        port = next(PORTS)
+        with contextlib.suppress(OSError), socket.create_server(("", port)):
+            ports.append(port)
     return ports
 
 
-def start_workers(data, directory, number, override, experiment="shatter/pretrain"):
+def start_workers(data, directory, number, override, experiment="shatter/pretrain", changes=()):
+    """Starts so many workers; `changes` are pairs: the number of one, and what is changed in it."""
     cluster = {"worker": [f"localhost:{port}" for port in free_ports(number)]}
     tasks = [json.dumps({"cluster": cluster, "task": {"type": "worker", "index": i}}) for i in range(number)]
     override = f"runtime.distribution_strategy=multi_worker_mirrored,{override}"
-    return [start(data, directory, override, experiment, TF_CONFIG=task) for task in tasks]
+    changes = dict(changes)
+    return [
+        start(data, directory, override, experiment, changes.get(i, ""), TF_CONFIG=task) for i, task in enumerate(tasks)
+    ]
 
 
 @pytest.mark.slow
@@ -147,12 +160,12 @@ def test_two_processes_do_what_one_does_and_only_the_chief_writes(run, fine_tune
     alone, said = run("alone", resolve=lambda more: fine_tune(experiment, rows, more=more))
     override = f"task.train_data.vocab_file={tmp_path}/vocab.txt,task.train_data.seq_length=16"
     workers = start_workers(tmp_path, tmp_path / "run", 2, f"{override},runtime.enable_xla=false", experiment)
-    outputs = [worker.communicate(timeout=300)[0] for worker in workers]
+    outputs = [worker.communicate(timeout=900)[0] for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0], outputs
     assert "waiting for 1 more worker" in outputs[0]
     assert "on 2 replicas (CPU)" in outputs[0]
     assert outputs[1] == ""
-    assert losses(said) == losses(outputs[0])
+    assert_same_losses(said, outputs[0])
     assert len(losses(said)) >= 6
     assert_same_weights(alone, tmp_path / "run")
     assert sorted(os.listdir(alone)) == sorted(os.listdir(tmp_path / "run"))
@@ -175,20 +188,21 @@ def test_when_one_of_three_processes_goes_all_can_be_started_again(run, tmp_path
     settings = "task.train_data.global_batch_size=6,trainer.train_steps=60,trainer.checkpoint_interval=5"
     settings += ",trainer.validation_interval=30,runtime.enable_xla=false"
     alone, said = run("alone", settings)
-    for step, worker, number in ((10, 2, signal.SIGTERM), (25, 2, signal.SIGKILL), (40, 0, signal.SIGKILL)):
-        workers = start_workers(tmp_path / "corpus", tmp_path / "run", 3, settings)
-        read_until(workers[0], f"step {step}/60")
-        workers[worker].send_signal(number)
-        rest = [worker.communicate(timeout=300)[0] for worker in workers]
+    for step, worker, number in ((10, 2, signal.SIGTERM), (27, 2, signal.SIGKILL), (42, 0, signal.SIGKILL)):
+        changes = [(worker, signals_itself(step, number))]
+        workers = start_workers(tmp_path / "corpus", tmp_path / "run", 3, settings, changes=changes)
+        rest = [worker.communicate(timeout=900)[0] for worker in workers]
         codes = [75, 75, 75]
         codes[worker] = 75 if number == signal.SIGTERM else -number
         assert [worker.returncode for worker in workers] == codes, rest
 
     workers = start_workers(tmp_path / "corpus", tmp_path / "run", 3, settings)
-    outputs = [worker.communicate(timeout=300)[0] for worker in workers]
+    outputs = [worker.communicate(timeout=900)[0] for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0, 0], outputs
-    assert "from step " in outputs[0]
-    assert losses(outputs[0])[-5:] == losses(said)[-5:]
+    assert "from step 40" in outputs[0]
+    again, whole = losses(outputs[0]), losses(said)
+    assert len(again) > 40
+    assert again == pytest.approx({name: whole[name] for name in again}, abs=1.5e-4)
     assert_same_weights(alone, tmp_path / "run")
 
 
@@ -199,12 +213,10 @@ def test_processes_that_wait_for_another_can_be_stopped(pretrain, tmp_path):
     workers[2].kill()
     workers[2].communicate()
     read_until(workers[0], "waiting for 2 more workers")
-    begin = time.monotonic()
     for worker in workers[:2]:
         worker.send_signal(signal.SIGTERM)
-    rest = [worker.communicate(timeout=60)[0] for worker in workers[:2]]
+    rest = [worker.communicate(timeout=900)[0] for worker in workers[:2]]
     assert [worker.returncode for worker in workers[:2]] == [75, 75], rest
-    assert time.monotonic() - begin < 30
     assert not (tmp_path / "run").exists()
 
 
@@ -223,7 +235,7 @@ def test_processes_that_differ_are_refused(run, tmp_path, differ, override):
         config = json.dumps({"cluster": cluster, "task": {"type": "worker", "index": i}})
         more = f"runtime.distribution_strategy=multi_worker_mirrored,{settings},{more}".rstrip(",")
         workers.append(start(tmp_path / "corpus", tmp_path / directory, more, TF_CONFIG=config))
-    outputs = [worker.communicate(timeout=300)[0] for worker in workers]
+    outputs = [worker.communicate(timeout=900)[0] for worker in workers]
     assert [worker.returncode for worker in workers] == [2, 2], outputs
     for output in outputs:
         assert f"error: the processes of this run differ in their {differ}: all need the same command" in output

@@ -112,7 +112,31 @@ def test_a_tagger_tags_each_word_by_its_first_wordpiece(exported):
     assert [tag.decode() for tag in tags[0, :3]] == [names[i] for i in logits[[1, 2, 4]].argmax(axis=1)]
 
 
+@pytest.fixture
+def squad_2(exported, tmp_path):
+    """The run for questions and its export as those of SQuAD 2.0."""
+    shutil.copytree(exported["question_answering"], tmp_path / "run")
+    params = (tmp_path / "run/params.yaml").read_text()
+    assert "version_2_with_negative: false" in params
+    (tmp_path / "run/params.yaml").write_text(params.replace("_with_negative: false", "_with_negative: true"))
+    export(f"--model_dir={tmp_path}/run", f"--export_dir={tmp_path}/served")
+    return dict(question_answering=tmp_path / "run", question_answering_export=tmp_path / "served")
+
+
+@pytest.mark.slow
+def test_no_answer_is_given_where_evaluation_finds_none(squad_2, tmp_path):
+    answers = assert_answers_are_those_of_evaluation(squad_2, tmp_path)
+    assert 1 < answers.count("") < len(answers)  # of them, one is of an empty context
+
+
 def test_an_answer_is_the_part_of_the_context_that_evaluation_finds(exported, tmp_path):
+    answers = assert_answers_are_those_of_evaluation(exported, tmp_path)
+    assert answers[2] == "dog"
+    assert all(answers[i] for i in (0, 3))
+
+
+def assert_answers_are_those_of_evaluation(exported, tmp_path):
+    """Returns answers of an export, which are those of its run's loader."""
     run = model_dir.read(str(exported["question_answering"]))
     servable, _ = serving.load(run, str(exported["question_answering"]))
     contexts = ["the old tree. " * 12 + "a café 😀 cat", "", "dog", "stra\xdfe 😀 the cat sat on a mat"]
@@ -124,8 +148,6 @@ def test_an_answer_is_the_part_of_the_context_that_evaluation_finds(exported, tm
     starts, ends = outputs["start"].numpy(), outputs["end"].numpy()
     assert answers == [c[start:end] for c, start, end in zip(contexts, starts, ends, strict=True)]
     assert answers[1] == ""
-    assert answers[2] == "dog"
-    assert all(answers[i] for i in (0, 3))
     assert np.all(np.isfinite(outputs["score"]))
 
     # The same questions as evaluation answers them.
@@ -147,7 +169,9 @@ def test_an_answer_is_the_part_of_the_context_that_evaluation_finds(exported, tm
     )
     spans = {name: values.numpy() for name, values in spans.items()}
     assert len(batch["window"]) > len(questions)
-    assert [*loader.answers(dict(spans, window=batch["window"])).values()] == answers
+    threshold = task.null_score_diff_threshold if task.version_2_with_negative else None
+    assert [*loader.answers(dict(spans, window=batch["window"]), threshold).values()] == answers
+    return answers
 
 
 def test_token_ids_give_what_strings_do(exported):
@@ -201,7 +225,7 @@ def test_the_graph_has_nothing_that_tf_serving_lacks(exported, name):
     operations = graph.operations(path)
     assert {"FastWordpieceTokenizeWithOffsets", "MatMul"} <= operations
     assert operations <= {*CORE_OPERATIONS.split(), *TEXT_OPERATIONS}
-    assert not operations & graph.UNSAFE_OPERATIONS
+    assert not graph.unsafe_operations(path)
     assert not any(node.attr["_XlaMustCompile"].b for node in nodes)
     assert not any(node.op.startswith("Xla") for node in nodes)
 
@@ -308,6 +332,8 @@ def test_a_difference_is_found(exported, tmp_path):
     assert saved_model.difference(servable, path) > 1e-2
     bias.assign(np.full(bias.shape, np.nan))
     assert np.isnan(saved_model.difference(servable, path))
+    servable._labels = servable._labels[::-1]
+    assert saved_model.difference(servable, path) == np.inf
 
 
 def test_a_keras_layer_of_tf_hub_can_be_used_and_trained(exported):
@@ -360,6 +386,21 @@ def test_refusals(exported, tmp_path):
         export(f"--model_dir={tmp_path}/other", f"--export_dir={tmp_path}/served")
 
 
+def test_only_what_the_directory_refuses_is_said_to_be_its_fault(exported, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("text")
+    with pytest.raises(UserError, match=f"^--export_dir={tmp_path}/file: cannot be written") as refusal:
+        export(f"--model_dir={exported['classify']}", f"--export_dir={tmp_path}/file")
+    assert "\n" not in str(refusal.value)
+
+    def fail(*args):
+        raise tf.errors.InternalError(None, None, "no answer")
+
+    monkeypatch.setattr(tf.saved_model, "save", lambda *args, **kwargs: None)
+    monkeypatch.setattr(saved_model, "difference", fail)
+    with pytest.raises(tf.errors.InternalError, match="no answer"):
+        export(f"--model_dir={exported['classify']}", f"--export_dir={tmp_path}/served")
+
+
 @pytest.mark.slow
 def test_the_graph_of_a_base_model_is_small(pretrain, tmp_path):
     """With all that its size depends on: layers, parts, length and wordpieces; widths do not count."""
@@ -409,22 +450,35 @@ def test_predict_takes_any_bytes(exported, monkeypatch, capsys):
     expected = signatures(exported, "classify")["serving_default"](text=tf.constant([text, b"the cat"]))
     for i, line in enumerate(lines):
         assert line["probability"] == pytest.approx(float(expected["probabilities"][i % 2].numpy().max()), abs=1e-5)
-    with pytest.raises(UserError, match="'the caf\ufffd\\\\tcat': the model takes text"):
-        predict.main([f"--model={exported['classify_export']}", os.fsdecode(b"the caf\xe9\tcat")])
+    predict.main([f"--model={exported['classify_export']}", "the\tcat"])  # a text may hold tabs, as in training
+    assert json.loads(capsys.readouterr().out)["text"] == "the\tcat"
+    with pytest.raises(UserError, match="'the caf\ufffd': the model takes text_a and text_b, separated by tabs"):
+        predict.main([f"--model={exported['pairs_export']}", os.fsdecode(b"the caf\xe9")])
 
 
-def test_predict_does_not_load_what_writes_files(tmp_path):
-    class Writer(tf.Module):
-        @tf.function(input_signature=[tf.TensorSpec([None], tf.string)])
-        def write(self, text):
-            with tf.control_dependencies([tf.io.write_file(str(tmp_path / "written"), text[0])]):
-                return dict(out=tf.identity(text))
+@pytest.mark.parametrize("operation", ["WriteFile", "PrintV2", "ReadFile", "SaveV2"])
+def test_predict_does_not_load_what_reads_or_writes_files(tmp_path, operation):
+    path = str(tmp_path / "written")
 
-    module = Writer()
-    tf.saved_model.save(module, str(tmp_path / "1"), signatures=dict(serving_default=module.write))
-    with pytest.raises(UserError, match="/1: not loaded, its graph has WriteFile; no export has"):
+    @tf.function  # a function in a function is found, too
+    def use_file(text):
+        if operation == "WriteFile":
+            tf.io.write_file(path, text[0])
+        elif operation == "PrintV2":
+            tf.print(text, output_stream=f"file://{path}")
+        elif operation == "SaveV2":
+            tf.raw_ops.SaveV2(prefix=path, tensor_names=["a"], shape_and_slices=[""], tensors=[text])
+        return tf.io.read_file(path) if operation == "ReadFile" else text
+
+    module = tf.Module()
+    module.variable = tf.Variable(1.0)
+    module.answer = tf.function(
+        lambda text: dict(out=use_file(text)), input_signature=[tf.TensorSpec([None], tf.string)]
+    )
+    tf.saved_model.save(module, str(tmp_path / "1"), signatures=dict(serving_default=module.answer))
+    with pytest.raises(UserError, match=f"/1: not loaded, its graph has {operation}; no export has"):
         importlib.import_module("shatter_tf.predict").main([f"--model={tmp_path}", "the cat"])
-    assert not (tmp_path / "written").exists()
+    assert [file.name for file in tmp_path.iterdir()] == ["1"]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import shutil
 import sys
 
 import pytest
-from hypothesis import HealthCheck, given
+from hypothesis import HealthCheck, assume, given
 from hypothesis import settings as choices
 from hypothesis import strategies as st
 from official.core import exp_factory
@@ -65,13 +65,13 @@ class Built(Exception):
     """Everything was built: the settings are good."""
 
 
+def stop(*args, **kwargs):
+    raise Built
+
+
 @pytest.fixture
 def without_building(monkeypatch):
     """Stops `shatter_tf.train` where it would build the model: what is refused is refused before that."""
-
-    def stop(*args, **kwargs):
-        raise Built
-
     monkeypatch.setattr(trainer, "Session", stop)
 
 
@@ -142,17 +142,21 @@ def test_random_settings(experiment, data_dir, without_building):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("experiment", experiments.NAMES)
-def test_random_settings_to_the_end(experiment, data_dir, tmp_path):
+def test_random_settings_to_the_end(experiment, data_dir, tmp_path, monkeypatch):
     """Those that are accepted: the run is built, trained and evaluated."""
     before, ended = contents(data_dir), []
 
     @fuzz(max_examples=CASES // 120)
     @given(some_settings(experiment, SMALL_VALUES, most=1))
     def test(chosen):
-        output = tmp_path / "runs" / f"{len(ended)}"
-        ended.append(succeeds(train, *flags_of(experiment, data_dir, chosen), f"--model_dir={output}"))
+        flags = [*flags_of(experiment, data_dir, chosen), f"--model_dir={tmp_path / 'runs' / str(len(ended))}"]
+        with monkeypatch.context() as patch:
+            patch.setattr(trainer, "Session", stop)
+            assume(is_accepted(*flags))
+        ended.append(succeeds(train, *flags))
 
     test()
+    assert any(ended)
     assert {path: contents(data_dir)[path] for path in before} == before
 
 

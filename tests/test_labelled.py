@@ -8,7 +8,7 @@ import tensorflow as tf
 from tiny import real_rows
 
 from shatter_tf.command_line import UserError
-from shatter_tf.data import labelled
+from shatter_tf.data import labelled, text
 from shatter_tf.data.labelled import LabelledDataConfig, LabelledDataLoader, Row, read_rows
 
 
@@ -24,12 +24,33 @@ def write(tmp_path, name, content):
         ("a.tsv", 'the cat\tx\na, "dog"\ty\n'),
         ("a.tsv", 'the cat\tx\r\n\r\na, "dog"\ty'),
         ("a.csv", 'text,label\nthe cat,x\n"a, ""dog""",y\n'),
+        ("a.csv", '\nsentence, Label\nthe cat,x\n"a, ""dog""",y\n'),
+        ("a.tsv", 'sentence\tLABEL \nthe cat\tx\na, "dog"\ty\n'),
         ("a.jsonl", '{"text": "the cat", "label": "x"}\n{"label": "y", "text": "a, \\"dog\\""}\n'),
     ],
 )
 def test_formats(tmp_path, name, content):
     rows = read_rows(write(tmp_path, name, content))
     assert [(row.texts, row.label) for row in rows] == [(("the cat",), "x"), (('a, "dog"',), "y")]
+
+
+def test_a_header_is_the_first_row_alone(tmp_path):
+    for name, content in (("a.tsv", "a\tx\nthe\tlabel\n"), ("a.jsonl", '{"text": "the", "label": "label"}\n')):
+        assert read_rows(write(tmp_path, name, content))[-1].label == "label"
+
+
+def test_long_texts_are_read_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(text, "MAX_DOCUMENT_CHARACTERS", 1000)
+    long = "word " * 60_000 + "end"
+    for name, content in (("a.tsv", f"{long}\tx\nb\ty\n"), ("a.csv", f"{long},x\nb,y\n")):
+        first, second = read_rows(write(tmp_path, name, content))
+        assert first.texts == (long,)
+        assert second.where.endswith(f"{name}:2")
+
+
+def test_halves_of_characters_become_whole_ones(tmp_path):
+    (row,) = read_rows(write(tmp_path, "a.jsonl", '{"text": "a\\ud83d b", "label": "\\udc00"}\n'))
+    assert (row.texts, row.label) == (("a? b",), "?")
 
 
 def test_pairs_and_numbers(tmp_path):
@@ -51,6 +72,10 @@ def test_pairs_and_numbers(tmp_path):
         ("a.jsonl", '{"text": "a", "label": "x"}\n{"text": \n', "a.jsonl:2: not JSON"),
         ("a.jsonl", '{"text": "a"}\n', "a.jsonl:1: no label"),
         ("a.jsonl", '["a"]\n', "a.jsonl:1: no text and no label"),
+        ("a.jsonl", '{"text": ["a"], "label": "x"}\n', r'a.jsonl:1: the text is \["a"\]; expected a string$'),
+        ("a.jsonl", '{"text": 3, "label": "x"}\n', "a.jsonl:1: the text is 3; expected a string$"),
+        ("a.jsonl", '{"text": "a", "label": true}\n', "a.jsonl:1: the label is true; expected a string or a number"),
+        ("a.jsonl", '{"text": "a", "label": ["x"]}\n', "a.jsonl:1: the label is .*; expected a string or a number"),
         ("a.txt", "a\tx\n", "must end in .tsv, .csv, .jsonl"),
     ],
 )

@@ -1,4 +1,4 @@
-"""`prepare` as a Beam pipeline, against `prepare` on this machine."""
+"""`prepare`: where it writes and what it refuses; and as a Beam pipeline, against itself on this machine."""
 
 import gzip
 
@@ -27,6 +27,43 @@ def corpus(tmp_path, vocab_file, monkeypatch):
         return {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
 
     return run
+
+
+def test_an_empty_directory_is_filled_and_stays_the_same_one(corpus, tmp_path, monkeypatch):
+    """One that is a mount point, or where a shell is, could not be replaced by another."""
+    new = corpus("new")
+    for name in ("plain", "target", "here"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "link").symlink_to("target")
+    before = (tmp_path / "plain").stat().st_ino
+    assert corpus("plain") == corpus("link") == new
+    assert (tmp_path / "plain").stat().st_ino == before
+    monkeypatch.chdir(tmp_path / "here")
+    assert corpus("here", "--output_dir=.") == new
+
+
+def test_output_directories_are_refused_at_once(corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare, "_train_vocabulary", lambda *args: pytest.fail("too late"))
+    (tmp_path / "file").write_text("text")
+    for name, why in (("file", "a file; name a new directory"), ("file/in", "cannot be made"), ("text", "not empty")):
+        with pytest.raises(UserError, match=f"^--output_dir={tmp_path}/{name}: {why}"):
+            prepare.main([f"--input={tmp_path}/text/*", f"--output_dir={tmp_path}/{name}"])
+
+
+def test_there_are_no_more_shards_than_files_can_be_open(corpus, monkeypatch):
+    monkeypatch.setattr(prepare, "_MOST_SHARDS", 5)
+    monkeypatch.setattr(prepare, "_SHARD_BYTES", 10)
+    assert {name for name in corpus("here") if name.startswith("train-")} == {
+        f"train-{i:05d}-of-00005.tfrecord" for i in range(5)
+    }
+
+
+def test_text_to_validate_on_must_be_other_text_and_not_empty(corpus, tmp_path):
+    with pytest.raises(UserError, match="0.txt is in --input, too"):
+        corpus("here", f"--validation_input={tmp_path}/text/../text/0.txt")
+    (tmp_path / "dev").write_text(" \n")
+    with pytest.raises(UserError, match="and 0 for validation in --validation_input; give more documents$"):
+        corpus("here", f"--validation_input={tmp_path}/dev")
 
 
 @pytest.mark.parametrize("held_out", [False, True])

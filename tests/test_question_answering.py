@@ -288,6 +288,12 @@ def test_what_is_no_squad_is_refused(write, content, message):
         read_squad("nowhere.json")
 
 
+def test_invalid_utf8_is_refused_with_its_position(tmp_path):
+    (tmp_path / "a.json").write_bytes(b"\xef\xbb\xbf" + b'{"\xff')
+    with pytest.raises(UserError, match="a.json: invalid UTF-8 at byte 5"):
+        read_squad(str(tmp_path / "a.json"))
+
+
 def test_a_few_misplaced_answers_are_left_out_of_training(write, make_loader):
     content = squad([*QUESTIONS, *((LONG, f"In {i}?", ["1929"]) for i in range(120))])
     content["data"][0]["paragraphs"][0]["qas"][1]["answers"][0]["answer_start"] += 1

@@ -19,10 +19,15 @@ from shatter_tf.data import service
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-def free_port():
-    with socket.socket() as s:
+def free_ports(number):
+    """Returns ports that were free a moment ago, all different."""
+    sockets = [socket.socket() for _ in range(number)]
+    for s in sockets:
         s.bind(("localhost", 0))
-        return s.getsockname()[1]
+    ports = [s.getsockname()[1] for s in sockets]
+    for s in sockets:
+        s.close()
+    return ports
 
 
 def read(batches, number=10_000):
@@ -53,15 +58,23 @@ def start():
 @pytest.fixture
 def start_service(start):
     """Starts a dispatcher and two workers; returns its address, the workers, and a function that starts the second."""
-    ports = {name: str(free_port()) for name in ("5050", "5051", "5052")}
-    names = {**ports, **dict.fromkeys(("worker0:", "worker1:", "dispatcher:"), "localhost:")}
-    second = {**names, "5051": ports["5052"]}
-    start("DispatchServer", names)
-    address = f"grpc://localhost:{ports['5050']}"
-    deadline = time.monotonic() + 60
-    while service.address_problem(address) and time.monotonic() < deadline:
-        time.sleep(0.1)
+    for _ in range(2):  # another program may take the dispatcher's port before it does
+        ports = dict(zip(("5050", "5051", "5052"), map(str, free_ports(3)), strict=True))
+        names = {**ports, **dict.fromkeys(("worker0:", "worker1:", "dispatcher:"), "localhost:")}
+        second = {**names, "5051": ports["5052"]}
+        dispatcher, address = start("DispatchServer", names), f"grpc://localhost:{ports['5050']}"
+        deadline = time.monotonic() + 60
+        while service.address_problem(address) and dispatcher.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.1)
+        if dispatcher.poll() is None:
+            break
+    assert service.address_problem(address) is None
     return address, [start("WorkerServer", names), start("WorkerServer", second)], lambda: start("WorkerServer", second)
+
+
+@pytest.mark.parametrize("address", [None, "", "grpc://", "grpc://[::1:5050", "grpc://localhost:0", "localhost:x"])
+def test_what_is_no_address_is_said(address):
+    assert service.address_problem(address).startswith("no dispatcher of a tf.data service answers, give one as grpc:/")
 
 
 @pytest.mark.slow
@@ -84,9 +97,9 @@ def test_batches_of_two_workers(start_service, write_corpus, random_documents, m
         read(batches)
 
     # A worker that is gone for good: the client would wait for it for ever.
-    monkeypatch.setattr(service, "_PATIENCE", 5.0)
     batches = iter(there.load())
     next(batches)
+    monkeypatch.setattr(service, "_PATIENCE", 5.0)
     for worker in workers:
         worker.kill()
     with pytest.raises(tf.errors.UnknownError, match="a worker has given nothing for 5 seconds"):

@@ -20,6 +20,7 @@ def write(tmp_path, content: bytes, name="a.txt") -> str:
     [
         (b"one\ntwo\n\n\nthree\n", ["one\ntwo", "three"]),
         (b"one\r\ntwo\r\n\r\nthree", ["one\ntwo", "three"]),
+        (b"one\ntwo\n \t \r\nthree\n", ["one\ntwo", "three"]),
         (b"one\ntwo\nthree\n", ["one", "two", "three"]),
         (b"\xef\xbb\xbf one \n", ["one"]),
         ("é\n".encode(), ["é"]),
@@ -46,10 +47,12 @@ def test_blocks_do_not_show(tmp_path, monkeypatch):
 
 def test_an_endless_line_is_cut(tmp_path, monkeypatch):
     monkeypatch.setattr(text, "MAX_DOCUMENT_CHARACTERS", 10)
-    monkeypatch.setattr(text, "_BLOCK_BYTES", 7)
-    documents = list(text.read_documents(write(tmp_path, b"word " * 20)))
-    assert "".join(d.replace(" ", "") for d in documents) == "word" * 20
-    assert max(len(d) for d in documents) <= 10
+    path = write(tmp_path, b"word " * 20 + b"\nend\n" + b"x" * 25)
+    for block in (7, 1000):  # the line's end comes in a later block, or in the same one
+        monkeypatch.setattr(text, "_BLOCK_BYTES", block)
+        documents = list(text.read_documents(path, "line"))
+        assert documents == [*["word word"] * 10, "end", "x" * 10, "x" * 10, "x" * 5]
+    assert [len(line) for line in text.read_lines(path)] == [100, 3, 25]  # only documents are cut
 
 
 @pytest.mark.parametrize("block", [1, 2, 1000])
@@ -58,17 +61,29 @@ def test_invalid_utf8_is_refused_with_its_position(tmp_path, monkeypatch, block)
     path = write(tmp_path, "né\n".encode() + b"ab\xe9cd\n")
     with pytest.raises(UserError, match=r"a\.txt: invalid UTF-8 at byte 6; .*--errors=replace"):
         list(text.read_documents(path, "line"))
+    with pytest.raises(UserError, match=r"a\.txt: invalid UTF-8 at byte 6; convert the file$"):
+        list(text.read_lines(path))  # of labelled text, say, for which there is no flag
     assert list(text.read_documents(path, "line", "replace")) == ["né", "ab\ufffdcd"]
+    for content, byte in ((b"ab\xe9cd\n", 5), (b"ab\xe9", 5), (b"\xe9", 3)):
+        with pytest.raises(UserError, match=f"invalid UTF-8 at byte {byte};"):
+            list(text.read_lines(write(tmp_path, b"\xef\xbb\xbf" + content)))
 
 
 def test_files_are_found_or_refused(tmp_path):
     first, second = write(tmp_path, b"x", "a.txt"), write(tmp_path, b"x", "b.txt")
     assert text.find_files(f"{tmp_path}/*.txt,{first}") == [first, second]
+    (tmp_path / "same.md").symlink_to(first)
+    assert len(text.find_files(f"{first},{tmp_path}/./a.txt,{tmp_path}/same.md")) == 1
     with pytest.raises(UserError, match="no such file"):
-        text.find_files(f"{tmp_path}/*.md")
+        text.find_files(f"{tmp_path}/*.rst")
     write(tmp_path, b"", "c.txt")
     with pytest.raises(UserError, match="c.txt: the file is empty"):
         text.find_files(f"{tmp_path}/*.txt")
+
+
+def test_what_cannot_be_read_is_refused(tmp_path):
+    with pytest.raises(UserError, match=f"{tmp_path}: cannot be read"):
+        list(text.read_lines(str(tmp_path)))
 
 
 def test_a_broken_gzip_is_refused(tmp_path):

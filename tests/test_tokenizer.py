@@ -64,9 +64,14 @@ def test_vocabularies_are_checked(tmp_path):
     path.write_text("[PAD]\n[UNK]\n[CLS]\ncat\n")
     with pytest.raises(UserError, match=r"lacks \[SEP\] \[MASK\]"):
         tokenizers.read_vocabulary(str(path))
+    path.write_text("\n".join(SPECIAL_TOKENS))
+    with pytest.raises(UserError, match="vocab.txt: there are no wordpieces but special tokens; give more text"):
+        tokenizers.read_vocabulary(str(path))
     path.write_text("\n".join([*SPECIAL_TOKENS, "cat", "dog", "cat"]))
     with pytest.raises(UserError, match="vocab.txt:8: 'cat' stands on line 6 already"):
         tokenizers.read_vocabulary(str(path))
+    with pytest.raises(UserError, match=f"{tmp_path}: cannot be read"):
+        tokenizers.read_vocabulary(str(tmp_path))
     with pytest.raises(UserError, match="no such vocabulary file"):
         tokenizers.read_vocabulary(str(tmp_path / "other.txt"))
 
@@ -79,6 +84,25 @@ def test_trained_vocabulary():
     assert "the" in vocabulary
     assert not [piece for piece in vocabulary[5:] if piece != piece.lower()]
     assert any(piece != piece.lower() for piece in tokenizers.train_vocabulary(documents, 60, lower_case=False)[5:])
+
+
+def test_a_trained_vocabulary_has_the_characters_of_the_text_and_no_more_pieces_than_asked_for():
+    rng = np.random.default_rng(0)
+    chinese = [chr(0x4E00 + i) for i in range(2500)]
+    documents = ["".join(rng.choice(chinese, 200)) for _ in range(400)]
+    vocabulary = tokenizers.train_vocabulary(documents, 6000, lower_case=True)
+    assert len({*vocabulary} & {*chinese}) > 2490
+    letters = [chr(0x410 + i) for i in range(300)]  # each at the beginning of words and inside of them
+    documents = ["".join(rng.choice(letters, 6)) for _ in range(2000)]
+    assert 90 < len(tokenizers.train_vocabulary(documents, 100, lower_case=False)) <= 100
+
+
+@pytest.mark.parametrize(("lower_case", "words"), [(True, "ß Straße ﬁt İ x²"), (False, "cafe\u0301 \u212b")])
+def test_a_vocabulary_is_trained_on_what_the_tokenizer_sees(lower_case, words):
+    vocabulary = tokenizers.train_vocabulary([words] * 5, 200, lower_case)
+    assert "[UNK]" not in pieces(vocabulary, words, lower_case)
+    ids = Tokenizer(vocabulary, lower_case).tokenize(tf.constant([words])).to_list()[0]
+    assert len(ids) == len(words.split())  # each is a piece, as often as it comes
 
 
 @pytest.mark.parametrize("lower_case", [True, False])

@@ -1,1 +1,1 @@
-"""Text in, batches out: reading, tokenising, sharding, and the two loaders."""
+"""Text in, batches out: reading, tokenising, sharding, and a loader for each kind of task."""

@@ -1,8 +1,9 @@
 """Labelled text from TSV, CSV or JSONL files, or from TensorFlow Datasets, as batches to classify or regress.
 
 Rows are text<TAB>label or text_a<TAB>text_b<TAB>label (in CSV the same columns; in JSONL the keys text, or text_a and
-text_b, and label). Row g of training, counting from 0 over all epochs, is place g % N of epoch g // N's permutation,
-which is keyed by (seed, epoch): what a step sees is a pure function of (data, seed, step).
+text_b, and label). A first row of TSV or CSV whose last column is "label" is a header. Row g of training, counting from
+0 over all epochs, is place g % N of epoch g // N's permutation, which is keyed by (seed, epoch): what a step sees is a
+pure function of (data, seed, step).
 """
 
 import csv
@@ -20,7 +21,7 @@ from official.nlp.data import data_loader_factory
 
 from shatter_tf.command_line import UserError, first_line, nearest
 from shatter_tf.data.batches import batches_of_rows
-from shatter_tf.data.text import read_lines
+from shatter_tf.data.text import read_lines, whole_characters
 from shatter_tf.data.tokenizer import Tokenizer, read_vocabulary
 
 EXTENSIONS = (".tsv", ".csv", ".jsonl")
@@ -73,11 +74,11 @@ def find_file(data_dir: str, split: str, extensions: tuple[str, ...] = EXTENSION
 
 
 def read_rows(path: str) -> list[Row]:
-    """Returns the rows of a file.
+    """Returns the rows of a file, without the header of a TSV or CSV file: a first row whose last column is "label".
 
     Raises:
       UserError: with file and line, for a row with another number of columns than the first, an empty text or a missing
-        label; and for a file that is missing, empty or not UTF-8.
+        label, or values in JSON that are neither; and for a file that is missing, empty or not UTF-8.
     """
     if not tf.io.gfile.exists(path):
         raise UserError(f"{path}: no such file")
@@ -86,9 +87,11 @@ def read_rows(path: str) -> list[Row]:
         raise UserError(f"{path}: the name must end in {', '.join(EXTENSIONS)}")
     reader = {".tsv": _read_tsv, ".csv": _read_csv, ".jsonl": _read_jsonl}[extension]
     rows, columns = [], 0
-    for line, fields in reader(path):
+    for i, (line, fields) in enumerate(reader(path)):
         where = f"{path}:{line}"
         fields = tuple(field.strip() for field in fields)
+        if i == 0 and extension != ".jsonl" and fields[-1].lower() == "label":
+            continue
         columns = columns or len(fields)
         if len(fields) not in (2, 3):
             raise UserError(f"{where}: {len(fields)} column(s); expected text, label or text_a, text_b, label")
@@ -111,11 +114,11 @@ def _read_tsv(path: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def _read_csv(path: str) -> Iterator[tuple[int, list[str]]]:
+    csv.field_size_limit(2**31 - 1)  # its own is 131,072 characters
     reader = csv.reader((line + "\n" for line in read_lines(path)), strict=True)
     try:
         for fields in reader:
-            is_header = reader.line_num == 1 and fields in (["text", "label"], ["text_a", "text_b", "label"])
-            if fields and not is_header:
+            if fields:
                 yield reader.line_num, fields
     except csv.Error as error:
         raise UserError(f"{path}:{reader.line_num}: {error}") from error
@@ -133,7 +136,11 @@ def _read_jsonl(path: str) -> Iterator[tuple[int, list[str]]]:
         missing = [key for key in keys if not isinstance(row, dict) or row.get(key) is None]
         if missing:
             raise UserError(f"{path}:{number}: no {' and no '.join(missing)}")
-        yield number, [str(row[key]) for key in keys]
+        for key in keys:
+            kinds, expected = ((str, int, float), "a string or a number") if key == "label" else (str, "a string")
+            if not isinstance(row[key], kinds) or isinstance(row[key], bool):
+                raise UserError(f"{path}:{number}: the {key} is {json.dumps(row[key])[:40]}; expected {expected}")
+        yield number, [whole_characters(str(row[key])) for key in keys]
 
 
 def open_tfds(params: cfg.DataConfig):

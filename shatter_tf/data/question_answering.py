@@ -20,6 +20,7 @@ from official.nlp.tools import squad_evaluate_v1_1, squad_evaluate_v2_0
 from shatter_tf.command_line import UserError
 from shatter_tf.data.batches import batches_of_rows
 from shatter_tf.data.labelled import open_tfds
+from shatter_tf.data.text import whole_characters
 from shatter_tf.data.tokenizer import Tokenizer, read_vocabulary
 
 # One answer in so many may be misplaced. Public files have a few; more of them are offsets counted in another way.
@@ -96,8 +97,7 @@ def _get(item, key: str, kind: type, where: str):
     value = item.get(key) if isinstance(item, dict) else None
     if not isinstance(value, kind) or isinstance(value, bool):
         raise UserError(f"{where}: no {key} that is {_KINDS[kind]}; SQuAD's format is {_FORMAT}")
-    # JSON can hold halves of characters, which UTF-8 cannot.
-    return value.encode("utf-8", "replace").decode() if kind is str else value
+    return whole_characters(value) if kind is str else value
 
 
 def read_squad(path: str) -> Squad:
@@ -113,11 +113,13 @@ def read_squad(path: str) -> Squad:
     """
     try:
         with tf.io.gfile.GFile(path, "rb") as f:
-            content = json.loads(f.read().decode("utf-8-sig"))
+            data = f.read()
+        content = json.loads(data.decode("utf-8-sig"))
     except tf.errors.OpError as error:
         raise UserError(f"{path}: no such file, or it cannot be read") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: invalid UTF-8 at byte {error.start}") from error
+        where = len(data) - len(error.object) + error.start  # a byte order mark is no part of the object
+        raise UserError(f"{path}: invalid UTF-8 at byte {where}") from error
     except ValueError as error:
         raise UserError(f"{path}: not JSON ({error})") from error
     return _squad(content, path)

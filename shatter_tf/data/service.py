@@ -78,8 +78,8 @@ def _next(iterator: Iterator, seconds: float):
 
 def address_problem(address: str | None) -> str | None:
     """Returns what is wrong with a dispatcher's address, or that nothing answers there; None if all is well."""
-    parts = urlsplit(address or "")
     try:
+        parts = urlsplit(address or "")
         socket.create_connection((parts.hostname or "", parts.port or 0), timeout=5).close()
     except (OSError, ValueError) as error:
         return f"no dispatcher of a tf.data service answers, give one as grpc://host:port ({error})"

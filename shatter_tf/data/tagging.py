@@ -19,7 +19,7 @@ from official.nlp.data import data_loader_factory
 
 from shatter_tf.command_line import UserError
 from shatter_tf.data.batches import batches_of_rows
-from shatter_tf.data.text import read_lines
+from shatter_tf.data.text import read_lines, whole_characters
 from shatter_tf.data.tokenizer import Tokenizer, read_vocabulary
 
 EXTENSIONS = (".tsv", ".jsonl")
@@ -106,8 +106,7 @@ def _read_jsonl(path: str) -> Iterator[Sentence]:
             values = row.get(key) if isinstance(row, dict) else None
             if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
                 raise UserError(f"{where}: no {key} that are a list of strings")
-            # JSON can hold halves of characters, which UTF-8 cannot.
-            found.append([value.encode("utf-8", "replace").decode().strip() for value in values])
+            found.append([whole_characters(value).strip() for value in values])
         words, tags = found
         if not words:
             raise UserError(f"{where}: the sentence has no words")

@@ -2,12 +2,15 @@
 
 import codecs
 import gzip
+import re
+import sys
 import zlib
 from collections.abc import Iterator
 
 import tensorflow as tf
 
-from shatter_tf.command_line import UserError
+from shatter_tf.command_line import UserError, first_line
+from shatter_tf.files import real_path
 
 # Longer documents are cut here, so that one endless line cannot fill the memory.
 MAX_DOCUMENT_CHARACTERS = 1 << 20
@@ -15,7 +18,7 @@ _BLOCK_BYTES = 1 << 20
 
 
 def find_files(patterns: str, flag: str = "--input") -> list[str]:
-    """Returns the sorted files that comma-separated paths or globs, the value of `flag`, name.
+    """Returns the sorted files that comma-separated paths or globs, the value of `flag`, name; each under one name.
 
     Raises:
       UserError: when a pattern matches nothing or a file is empty.
@@ -31,7 +34,7 @@ def find_files(patterns: str, flag: str = "--input") -> list[str]:
             raise UserError(f"{path}: the file is empty")
     if not files:
         raise UserError(f"{flag} names no file")
-    return sorted(set(files))
+    return sorted({real_path(path): path for path in files}.values())
 
 
 def _blocks(path: str) -> Iterator[bytes]:
@@ -42,14 +45,20 @@ def _blocks(path: str) -> Iterator[bytes]:
                 yield block
         except (OSError, EOFError, zlib.error) as error:
             raise UserError(f"{path}: cannot be read as gzip ({error})") from error
+        except tf.errors.OpError as error:
+            raise UserError(f"{path}: cannot be read ({first_line(error)})") from error
 
 
-def read_lines(path: str, errors: str = "strict") -> Iterator[str]:
+def read_lines(
+    path: str, errors: str = "strict", longest: int = sys.maxsize, remedy: str = "convert the file"
+) -> Iterator[str]:
     """Yields the lines of a UTF-8 file (gzipped when its name ends in .gz) without their ends.
 
     Args:
       path: anything tf.io.gfile opens.
       errors: "strict" refuses invalid UTF-8; "replace" puts U+FFFD in its place.
+      longest: longer lines, in characters, come in pieces.
+      remedy: what a user can do about invalid UTF-8.
 
     Raises:
       UserError: for invalid UTF-8 under "strict", with the byte position.
@@ -59,26 +68,37 @@ def read_lines(path: str, errors: str = "strict") -> Iterator[str]:
     blocks = _blocks(path)
     while True:
         block = next(blocks, b"")
-        pending = len(decoder.getstate()[0])
+        position += len(block)
         try:
             rest += decoder.decode(block, final=not block)
         except UnicodeDecodeError as error:
-            where = position - pending + error.start
-            raise UserError(
-                f"{path}: invalid UTF-8 at byte {where}; convert the file, or go on with --errors=replace"
-            ) from error
-        position += len(block)
+            # The decoder saw what was pending and the block, perhaps without a byte order mark.
+            where = position - len(error.object) + error.start
+            raise UserError(f"{path}: invalid UTF-8 at byte {where}; {remedy}") from error
         *lines, rest = rest.split("\n")
         for line in lines:
-            yield line.removesuffix("\r")
-        while len(rest) > MAX_DOCUMENT_CHARACTERS:
-            cut = rest.rfind(" ", 1, MAX_DOCUMENT_CHARACTERS) + 1 or MAX_DOCUMENT_CHARACTERS
-            yield rest[:cut]
-            rest = rest[cut:]
+            for piece in _pieces(line, longest):
+                yield piece.removesuffix("\r")
+        *pieces, rest = _pieces(rest, longest)
+        yield from pieces
         if not block:
             if rest:
                 yield rest
             return
+
+
+def _pieces(line: str, longest: int) -> Iterator[str]:
+    """Yields a line in pieces that are not longer, cut behind spaces where there are any."""
+    while len(line) > longest:
+        cut = line.rfind(" ", 1, longest) + 1 or longest
+        yield line[:cut]
+        line = line[cut:]
+    yield line
+
+
+def whole_characters(text: str) -> str:
+    """Returns text with "?" for halves of characters (surrogates), which JSON can hold and UTF-8 cannot."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def detect_layout(path: str) -> str:
@@ -86,8 +106,7 @@ def detect_layout(path: str) -> str:
 
     "blank_line": one paragraph a line, blank lines between documents. "line": one document a line.
     """
-    sample = next(_blocks(path), b"").replace(b"\r\n", b"\n").strip(b"\n")
-    return "blank_line" if b"\n\n" in sample else "line"
+    return "blank_line" if re.search(rb"\n\s*\n", next(_blocks(path), b"").strip()) else "line"
 
 
 def read_documents(path: str, layout: str = "auto", errors: str = "strict") -> Iterator[str]:
@@ -101,7 +120,8 @@ def read_documents(path: str, layout: str = "auto", errors: str = "strict") -> I
     if layout == "auto":
         layout = detect_layout(path)
     document, size = [], 0
-    for line in read_lines(path, errors):
+    remedy = "convert the file, or go on with --errors=replace"
+    for line in read_lines(path, errors, MAX_DOCUMENT_CHARACTERS, remedy):
         line = line.strip()
         if line:
             document.append(line)

@@ -1,16 +1,23 @@
 """One tokenizer for preparing, training and serving: WordPiece as TensorFlow operations."""
 
 import hashlib
+import sys
 from collections.abc import Iterable, Iterator
 from typing import Optional
 
+import numpy as np
 import tensorflow as tf
 import tensorflow_text as tf_text
 
-from shatter_tf.command_line import UserError
+from shatter_tf.command_line import UserError, first_line
 
 # A character that Unicode may compose with those before it: marks, and the vowels and final consonants of Hangul.
 COMPOSED_WITH_WHAT_IS_BEFORE = r"[\p{M}\x{1161}-\x{1175}\x{11A8}-\x{11C2}]"
+
+# A trained vocabulary has so many characters, or those that make up this share of the text if they are more: alphabets
+# are small, but Chinese has thousands.
+_CHARACTERS, _COVERAGE = 1000, 0.9995
+_BATCH_CHARACTERS = 1 << 18  # that are normalised at a time
 
 PAD, UNKNOWN, CLS, SEP, MASK = SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
@@ -28,6 +35,8 @@ def read_vocabulary(path: str) -> list[str]:
             vocabulary = f.read().decode("utf-8").replace("\r\n", "\n").removesuffix("\n").split("\n")
         except UnicodeDecodeError as error:
             raise UserError(f"{path}: invalid UTF-8 at byte {error.start}") from error
+        except tf.errors.OpError as error:
+            raise UserError(f"{path}: cannot be read ({first_line(error)})") from error
     check_vocabulary(vocabulary, path)
     return vocabulary
 
@@ -37,6 +46,8 @@ def check_vocabulary(vocabulary: list[str], path: str) -> None:
     missing = [token for token in SPECIAL_TOKENS if token not in vocabulary]
     if missing:
         raise UserError(f"{path}: the vocabulary lacks {' '.join(missing)}; add each on a line of its own")
+    if len(vocabulary) == len(SPECIAL_TOKENS):
+        raise UserError(f"{path}: there are no wordpieces but special tokens; give more text")
     seen = {}
     for line, token in enumerate(vocabulary, 1):
         if token in seen:
@@ -52,26 +63,55 @@ def vocabulary_hash(vocabulary: list[str]) -> str:
 def train_vocabulary(documents: Iterable[str], size: int, lower_case: bool) -> list[str]:
     """Returns a WordPiece vocabulary of at most `size` pieces, trained by the `tokenizers` library.
 
-    The pieces stand in sorted order after the special tokens: the library's own order changes from run to run.
+    It is trained on text as `Tokenizer` sees it. The pieces stand in sorted order after the special tokens: the
+    library's own order changes from run to run.
     """
     from tokenizers import BertWordPieceTokenizer
 
-    def paragraphs() -> Iterator[str]:
-        for document in documents:
-            yield from document.split("\n")
-
-    trainer = BertWordPieceTokenizer(lowercase=lower_case, strip_accents=lower_case)
+    normalizer = tf_text.FastBertNormalizer(lower_case_nfd_strip_accents=lower_case)
+    texts, counts = [], np.zeros(sys.maxunicode + 1, np.int64)
+    for batch in _batches(documents):
+        (text,) = normalizer.normalize(_valid(tf.constant([batch]), lower_case)).numpy()
+        counts += np.bincount(np.frombuffer(text.decode().encode("utf-32-le"), np.uint32), minlength=len(counts))
+        texts.append(text)
+    coverage = np.cumsum(np.sort(counts)[::-1]) / max(counts.sum(), 1)
+    characters = max(_CHARACTERS, 1 + np.searchsorted(coverage, _COVERAGE))
+    trainer = BertWordPieceTokenizer(lowercase=False, strip_accents=False)
     trainer.train_from_iterator(
-        paragraphs(), vocab_size=size, min_frequency=2, special_tokens=list(SPECIAL_TOKENS), show_progress=False
+        (text.decode() for text in texts),
+        vocab_size=size,
+        min_frequency=2,
+        limit_alphabet=min(int(characters), (size - len(SPECIAL_TOKENS)) // 2),  # each at a word's start and inside
+        special_tokens=list(SPECIAL_TOKENS),
+        show_progress=False,
     )
     return [*SPECIAL_TOKENS, *sorted(set(trainer.get_vocab()) - set(SPECIAL_TOKENS))]
+
+
+def _batches(documents: Iterable[str]) -> Iterator[str]:
+    """Yields documents, several of them as one text."""
+    batch, characters = [], 0
+    for document in documents:
+        batch.append(document)
+        characters += len(document)
+        if characters > _BATCH_CHARACTERS:
+            yield "\n".join(batch)
+            batch, characters = [], 0
+    yield "\n".join(batch)
+
+
+def _valid(text: tf.Tensor, lower_case: bool) -> tf.Tensor:
+    """Returns strings as valid UTF-8, and as NFC unless they will be lower-cased, which decomposes them anyway."""
+    text = tf.strings.unicode_transcode(text, "UTF-8", "UTF-8", errors="replace")
+    return text if lower_case else tf_text.normalize_utf8(text, "NFC")
 
 
 class Tokenizer(tf.Module):
     """Text to wordpiece ids, inside a graph or out of it, with nothing but operations that TF Serving links.
 
-    Text is brought to Unicode NFC first. With `lower_case` it is lower-cased and stripped of accents, as BERT's uncased
-    models do. Invalid UTF-8 becomes U+FFFD, so that no request can make a served model fail.
+    Text is brought to Unicode NFC first; with `lower_case`, to NFKC with its case folded (ß becomes ss, ﬁ becomes fi),
+    decomposed and without accents, much as BERT's uncased models have it. Invalid UTF-8 becomes U+FFFD, so that no
+    request can make a served model fail.
 
     Args:
       vocabulary: wordpieces in the order of their ids.
@@ -95,10 +135,7 @@ class Tokenizer(tf.Module):
 
     def tokenize(self, text: tf.Tensor) -> tf.RaggedTensor:
         """Returns the ids of strings [B] as a ragged int32 [B, tokens], without special tokens."""
-        text = tf.strings.unicode_transcode(text, "UTF-8", "UTF-8", errors="replace")
-        if not self.lower_case:  # lower-casing decomposes the text anyway
-            text = tf_text.normalize_utf8(text, "NFC")
-        return self._wordpiece.tokenize(text)
+        return self._wordpiece.tokenize(_valid(text, self.lower_case))
 
     def tokenize_with_offsets(self, text: tf.Tensor) -> tuple[tf.RaggedTensor, tf.RaggedTensor, tf.RaggedTensor]:
         """Returns the ids of strings [B], and the bytes of `text` at which each of them begins and ends.
