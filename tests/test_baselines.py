@@ -121,9 +121,7 @@ def test_problems():
         BertBaseline(BertConfig(positions="spiral", **SIZES))
     with pytest.raises(ValueError, match="no output_range"):
         BertBaseline(BertConfig(positions="rotary", output_range=1, **{**SIZES, "hidden_size": 24}))
-    with pytest.raises(
-        ValueError, match="num_attention_heads=0 is not positive; dropout_rate=1.5 is not"
-    ):
+    with pytest.raises(ValueError, match="num_attention_heads=0 is not positive; dropout_rate=1.5 is not"):
         BertBaseline(BertConfig(**{**SIZES, "num_layers": 0, "num_attention_heads": 0, "dropout_rate": 1.5}))
     with pytest.raises(ValueError, match="heads of an even width"):
         BertBaseline(BertConfig(positions="rotary", **{**SIZES, "hidden_size": 9}))
