@@ -167,7 +167,7 @@ def _draw_curves(grid: Grid, best: dict, names: list[str], measured: dict, outpu
         for axis, x in zip(axes, (steps, steps * measured.get(name, 0) / 60), strict=False):
             (line,) = axis.plot(x, values.mean(axis=0), marker=".", label=label)
             axis.fill_between(x, values.min(axis=0), values.max(axis=0), color=line.get_color(), alpha=0.2, linewidth=0)
-    axes[0].set(xlabel="steps", ylabel=f"validation {metric}")
+    axes[0].set(xlabel="steps", ylabel=f"validation {_with_unit(metric)}")
     if by_time:
         axes[1].set(xlabel="minutes of training, at step times measured in turn")
     figure.legend(
@@ -185,8 +185,12 @@ def _draw_final(grid: Grid, best: dict, order: list[str], output_dir: str) -> No
         axis.plot(values, [y] * len(values), "o", color="tab:red" if name == grid.reference else "tab:blue", alpha=0.6)
         axis.plot(statistics.mean(values), y, "k|", markersize=12)
     axis.set_yticks(range(len(ranked)), ranked, fontsize=8)
-    axis.set(xlabel=f"validation {metric} at the end (a dot is a run)")
+    axis.set(xlabel=f"validation {_with_unit(metric)}, at the end (a dot is a run)")
     _save(figure, os.path.join(output_dir, FINAL_FILE))
+
+
+def _with_unit(metric: str) -> str:
+    return "loss, nats" if metric == "loss" else metric
 
 
 def _save(figure, path: str) -> None:
