@@ -46,7 +46,7 @@ def test_a_corpus_and_a_task_are_written(corpus, tmp_path, monkeypatch, capsys):
     def fables(packages):
         assert packages == "packages"
         for i in range(200):
-            yield [f"The fox that had number {i}  said “no” again.", "The end is the same everywhere.", "x"]
+            yield [f"Whoever remembered fox number {i}  said “no” again.", "The end is the same everywhere.", "x"]
 
     monkeypatch.setattr(corpus, "SOURCES", (corpus.Source(fables, least_words=4, strict=False),))
     corpus.write_corpus("packages", str(tmp_path))
