@@ -146,7 +146,7 @@ def test_random_settings_to_the_end(experiment, data_dir, tmp_path, monkeypatch)
     """Those that are accepted: the run is built, trained and evaluated."""
     before, ended = contents(data_dir), []
 
-    @fuzz(max_examples=CASES // 120)
+    @fuzz(max_examples=CASES // 160)
     @given(some_settings(experiment, SMALL_VALUES, most=1))
     def test(chosen):
         flags = [*flags_of(experiment, data_dir, chosen), f"--model_dir={tmp_path / 'runs' / str(len(ended))}"]
