@@ -4,7 +4,7 @@ VENV = .venv
 # A test process for each core, up to 4, which grow to 3 GB where there are two; one that is idle takes over tests.
 PYTEST = $(VENV)/bin/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal
 
-.PHONY: demo test test-slow test-all lint tpu-compiler
+.PHONY: demo test test-slow test-all lint tpu-compiler gpu-compiler
 
 demo: $(VENV)/installed
 	bash demo/demo.sh
@@ -29,12 +29,16 @@ $(VENV)/installed: setup.py constraints.txt
 	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[test]"
 	touch $@
 
-# The compiler of real TPUs, for `shatter_tf.benchmark --target=tpu:…`. It has an environment of its own: nothing else
-# needs it, and what it needs would disagree with TensorFlow's.
+# The compilers of TPUs and GPUs that are not there, for `shatter_tf.benchmark --target=tpu:…` and gpu:…. They have
+# environments of their own: nothing else needs them, and what they need would disagree with TensorFlow's.
 tpu-compiler: .venv-tpu/installed
+gpu-compiler: .venv-gpu/installed
 
-.venv-tpu/installed:
-	$(PYTHON) -m venv .venv-tpu
-	.venv-tpu/bin/python -m pip install --quiet --upgrade "pip>=24"
-	.venv-tpu/bin/python -m pip install --quiet "jax[tpu]==0.10.2"
+.venv-tpu/installed: COMPILER = "jax[tpu]==0.10.2"
+.venv-gpu/installed: COMPILER = "jax==0.10.2" "jax-cuda12-plugin==0.10.2" "nvidia-cuda-nvcc-cu12==12.9.86"
+
+.venv-tpu/installed .venv-gpu/installed:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --upgrade "pip>=24"
+	$(@D)/bin/python -m pip install --quiet $(COMPILER)
 	touch $@

@@ -1,16 +1,19 @@
-"""Measures what pretraining costs, Shatter beside Model Garden's BERT at the same sizes, and on a TPU without a TPU.
+"""Measures what pretraining costs, Shatter beside Model Garden's BERT at the same sizes, with or without the hardware.
 
   python -m shatter_tf.benchmark --compare=bert --target=cpu --seq_length=128 --batch_size=8
   python -m shatter_tf.benchmark --compare=bert --target=tpu:v4:2x2x1 --seq_length=512 --batch_size=8 --json=tpu.json
   python -m shatter_tf.benchmark --target=tpu:v5e:2x2 --seq_length=128,512 --batch_size=8,16 --plot=tpu.png
+  python -m shatter_tf.benchmark --target=gpu:v100 --seq_length=512 --batch_size=8 --memory_gb=16
 
 It builds the whole training step (encoder, masked-LM head, AdamW) of each with random weights and needs no corpus.
 Sizes are BERT-Base's unless CONFIG_FILE or --params_override say otherwise. Several lengths and batch sizes, separated
 by commas, are all measured with each other.
 
-Targets: cpu and gpu run the steps in turn, compiled by XLA, and read memory off XLA's assignment of buffers. A TPU's
-(tpu:v4:2x2x1, tpu:v5e:2x2) compiles them with the compiler of real TPUs, which needs no TPU (`make tpu-compiler` gets
-it): memory and cycles are then the compiler's own estimates for one chip's core, the same at every run.
+Targets: cpu and gpu run the steps in turn, compiled by XLA, and read memory off XLA's assignment of buffers. The others
+compile them for a device that need not be there. A TPU's (tpu:v4:2x2x1, tpu:v5e:2x2) do so with the compiler of real
+TPUs (`make tpu-compiler` gets it): memory and cycles are then the compiler's own estimates for one chip's core, the
+same at every run. A GPU's (gpu:v100, t4, a100, rtx4090, h100; `make gpu-compiler`) do so with XLA and give memory, but
+no times. Precision is bfloat16, and float16 on a V100 and a T4, which have no bfloat16; on a CPU float32.
 """
 
 import argparse
@@ -25,11 +28,13 @@ import sys
 import tempfile
 
 from shatter_tf.command_line import UserError, new_parser, quieten_logging, run
+from shatter_tf.cross_compiler import GPUS
 from shatter_tf.xla_memory import dump_buffers, newest_buffers
 
 # For each generation of TPU: floating-point operations of a core's matrix units in a cycle (four of 128 x 128
 # multipliers), and cycles a second. Source: Google Cloud's system architecture pages, 275 and 197 TFLOP/s a chip.
 _TPUS = {"v4": (4 * 128 * 128 * 2, 1.05e9), "v5e": (4 * 128 * 128 * 2, 1.5e9)}
+_TARGETS = f"cpu, gpu, tpu:v4:2x2x1, tpu:v5e:2x2 or gpu:{'|'.join(GPUS)}"
 _GIB = 2**30
 
 
@@ -37,7 +42,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser = new_parser("benchmark", __doc__)
     numbers = dict(type=_numbers, metavar="N[,N]")
     parser.add_argument("--compare", choices=("bert",), default="bert", help="the rival [bert]")
-    parser.add_argument("--target", default="cpu", metavar="T", help="cpu, gpu, tpu:v4:2x2x1 or tpu:v5e:2x2 [cpu]")
+    parser.add_argument("--target", default="cpu", metavar="T", help=f"{_TARGETS} [cpu]")
     parser.add_argument("--seq_length", **numbers, default=[512], help="tokens in a row [512]")
     parser.add_argument("--batch_size", **numbers, default=[8], help="rows in a step, on one device [8]")
     parser.add_argument("--config_file", metavar="F", help="YAML with settings that differ from the defaults")
@@ -50,8 +55,11 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--json", metavar="F", help="write the figures there")
     parser.add_argument("--plot", metavar="F", help="draw the figures there (PNG)")
     parser.add_argument("--hlo_dir", metavar="DIR", help="keep what XLA was given, and what it made of it, there")
-    parser.add_argument("--tpu_python", default=".venv-tpu/bin/python", metavar="F", help="[.venv-tpu/bin/python]")
-    return parser.parse_args(argv)
+    parser.add_argument("--compiler_python", metavar="F", help="Python with the compiler [.venv-tpu/… or .venv-gpu/…]")
+    args = parser.parse_args(argv)
+    args.device, _, args.compiled_for = args.target.partition(":")
+    args.compiler_python = args.compiler_python or f".venv-{args.device}/bin/python"
+    return args
 
 
 def _numbers(text: str) -> list[int]:
@@ -63,14 +71,16 @@ def _numbers(text: str) -> list[int]:
 
 def check_arguments(args: argparse.Namespace) -> None:
     """Raises UserError for a target that cannot be measured here, and for files that cannot be written."""
-    kind, _, topology = args.target.partition(":")
-    if kind == "tpu":
-        if not re.fullmatch(rf"({'|'.join(_TPUS)})(:\d+(x\d+)+)", topology):
-            raise UserError(f"--target={args.target}: give a generation and a topology: tpu:v4:2x2x1 or tpu:v5e:2x2")
-        if not os.path.exists(args.tpu_python):
-            raise UserError(f"--tpu_python={args.tpu_python}: no such file; `make tpu-compiler` makes the environment")
-    elif args.target not in ("cpu", "gpu"):
-        raise UserError(f"--target={args.target}: give cpu, gpu, tpu:v4:2x2x1 or tpu:v5e:2x2")
+    topology = rf"({'|'.join(_TPUS)})(:\d+(x\d+)+)"
+    if args.device == "tpu" and not re.fullmatch(topology, args.compiled_for):
+        raise UserError(f"--target={args.target}: give a generation and a topology: tpu:v4:2x2x1 or tpu:v5e:2x2")
+    if args.target not in ("cpu", "gpu", *(f"gpu:{name}" for name in GPUS)) and args.device != "tpu":
+        raise UserError(f"--target={args.target}: give {_TARGETS}")
+    if args.compiled_for in GPUS and args.train_steps:
+        raise UserError(f"--train_steps={args.train_steps}: --target={args.target} gives no times; leave it out")
+    if args.compiled_for and not os.path.exists(args.compiler_python):
+        made = f"`make {args.device}-compiler` makes the environment"
+        raise UserError(f"--compiler_python={args.compiler_python}: no such file; {made}")
     for flag in ("json", "plot"):
         path = getattr(args, flag)
         if path and not os.path.isdir(os.path.dirname(path) or "."):
@@ -95,9 +105,17 @@ def resolve(args: argparse.Namespace, seq_length: int, batch_size: int) -> dict:
         params = settings.resolve_without_data(config_file=args.config_file, params_override=override)
         params.runtime.enable_xla = True  # whose figures these are
         if params.runtime.mixed_precision_dtype is None:
-            params.runtime.mixed_precision_dtype = "float32" if args.target == "cpu" else "bfloat16"
+            params.runtime.mixed_precision_dtype = _precision(args)
         models[name] = params
     return models
+
+
+def _precision(args: argparse.Namespace) -> str:
+    """Returns the precision that a target is made for."""
+    if args.target == "cpu":
+        return "float32"
+    has_bfloat16 = args.compiled_for not in GPUS or GPUS[args.compiled_for].compute_capability >= (8, 0)
+    return "bfloat16" if has_bfloat16 else "float16"
 
 
 class Machine:
@@ -133,14 +151,19 @@ class Machine:
             models[name]["share_of_peak"] = rate / best_matmul_rate(steps[name].compute_dtype)
 
 
-class TpuCompiler:
-    """The compiler of a TPU that is not there."""
+_CAVEATS = {
+    "tpu": "the TPU compiler's estimates for one core, from the step as a CPU would be given it; not a run on a TPU",
+    "gpu": "what XLA assigns if it cannot try kernels, from the step as a CPU would be given it; not a run on a GPU",
+}
 
-    caveat = "the TPU compiler's estimates for one core, from the step as a CPU would be given it; not a run on a TPU"
 
-    def __init__(self, topology: str, python: str, directory: str):
-        self._topology, self._python, self._directory = topology, python, directory
+class Compiler:
+    """The compiler of a TPU or GPU that need not be there."""
+
+    def __init__(self, target: str, python: str, directory: str):
+        self._target, self._python, self._directory = target, python, directory
         self.compiler = ""
+        self.caveat = _CAVEATS[target.partition(":")[0]]
 
     def compile(self, name: str, params) -> dict:
         """Returns all figures of a model."""
@@ -153,29 +176,26 @@ class TpuCompiler:
         with open(path, "wb") as f:
             f.write(hlo.SerializeToString())
         # A script of another environment, which has no TensorFlow: by its path, not as a module of this package.
-        script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "tpu_compiler.py")
-        command = [self._python, script, path, self._topology, path.replace(".pb", ".txt")]
+        script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "cross_compiler.py")
+        command = [self._python, script, path, self._target, path.replace(".pb", ".txt")]
         process = subprocess.run(command, capture_output=True, text=True)
         if process.returncode:
             last = (process.stderr.strip().splitlines() or ["it said nothing"])[-1]
-            raise UserError(f"--target=tpu:{self._topology}: the compiler failed: {last}")
+            raise UserError(f"--target={self._target}: the compiler failed: {last}")
         compiled = json.loads(process.stdout.splitlines()[-1])
         self.compiler = compiled.pop("compiler")
-        flops_per_cycle, clock = _TPUS[self._topology.partition(":")[0]]
-        flops, cycles = matmul_flops(hlo), compiled["cycles"]
-        return dict(
-            parameters=step.parameters,
-            matmul_flops=flops,
-            **compiled,
-            step_seconds=cycles / clock,
-            share_of_peak=flops / cycles / flops_per_cycle,
-        )
+        figures = dict(parameters=step.parameters, matmul_flops=matmul_flops(hlo), **compiled)
+        if "cycles" in compiled:
+            flops_per_cycle, clock = _TPUS[self._target.split(":")[1]]
+            figures["step_seconds"] = compiled["cycles"] / clock
+            figures["share_of_peak"] = figures["matmul_flops"] / compiled["cycles"] / flops_per_cycle
+        return figures
 
     def time(self, models: dict[str, dict]) -> None:
-        """Adds nothing: what depends on time is estimated with the rest."""
+        """Adds nothing: what depends on time is estimated with the rest, or not at all."""
 
 
-def measure(args: argparse.Namespace, target: Machine | TpuCompiler, seq_length: int, batch_size: int) -> dict:
+def measure(args: argparse.Namespace, target: Machine | Compiler, seq_length: int, batch_size: int) -> dict:
     """Returns the figures of both models for one length and batch size, and their ratios."""
     settings = resolve(args, seq_length, batch_size)
     models = {}
@@ -195,7 +215,8 @@ def measure(args: argparse.Namespace, target: Machine | TpuCompiler, seq_length:
             if rows is not None:
                 models[name]["largest_batch"] = rows
     for figures in models.values():
-        figures["tokens_per_second"] = batch_size * seq_length / figures["step_seconds"]
+        if "step_seconds" in figures:
+            figures["tokens_per_second"] = batch_size * seq_length / figures["step_seconds"]
         if args.train_steps:
             tokens = args.train_steps * args.global_batch_size * seq_length
             figures["training_days"] = tokens / figures["tokens_per_second"] / args.devices / 86_400
@@ -250,18 +271,20 @@ def format_table(measurement: dict, rival: str) -> str:
 
 
 def plot(measurements: list[dict], rival: str, title: str, path: str) -> None:
-    """Draws tokens a second and temporary memory against length, a line for each model and batch size, as PNG."""
+    """Draws as PNG tokens a second, if known, and temporary memory against length, a line for each model and batch."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, panels = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    drawn = [
+        ("tokens_per_second", 1e3, "thousand tokens a second"),
+        ("temporary_bytes", _GIB, "temporary memory, GiB"),
+    ]
+    drawn = [panel for panel in drawn if panel[0] in measurements[0]["shatter"]]
+    figure, panels = pyplot.subplots(1, len(drawn), figsize=(5 * len(drawn), 4), layout="constrained", squeeze=False)
     batch_sizes = sorted({m["batch_size"] for m in measurements})
-    for axes, key, unit, label in (
-        (panels[0], "tokens_per_second", 1e3, "thousand tokens a second"),
-        (panels[1], "temporary_bytes", _GIB, "temporary memory, GiB"),
-    ):
+    for axes, (key, unit, label) in zip(panels[0], drawn, strict=True):
         for model, color in (("shatter", "C0"), (rival, "C1")):
             for batch_size, style in zip(batch_sizes, itertools.cycle(("-", "--", ":", "-."))):
                 chosen = sorted(
@@ -273,7 +296,7 @@ def plot(measurements: list[dict], rival: str, title: str, path: str) -> None:
         axes.set_xticks(sorted({m["seq_length"] for m in measurements}))
         axes.get_xaxis().set_major_formatter(matplotlib.ticker.ScalarFormatter())
         axes.minorticks_off()
-    panels[0].legend()
+    panels[0, 0].legend()
     figure.suptitle(title)
     figure.savefig(path, dpi=120)
 
@@ -288,7 +311,7 @@ def main(argv: list[str]) -> None:
     with contextlib.ExitStack() as stack:
         directory = args.hlo_dir or stack.enter_context(tempfile.TemporaryDirectory())
         os.makedirs(directory, exist_ok=True)
-        if not args.target.startswith("tpu:"):
+        if not args.compiled_for:
             dump_buffers(directory, "training_step")
         import tensorflow as tf
 
@@ -300,8 +323,8 @@ def main(argv: list[str]) -> None:
         combinations = list(itertools.product(args.seq_length, args.batch_size))
         settings = [resolve(args, *combination) for combination in combinations]  # all are checked before the first
         params = settings[0]["shatter"]
-        if args.target.startswith("tpu:"):
-            target = TpuCompiler(args.target.removeprefix("tpu:"), args.tpu_python, directory)
+        if args.compiled_for:
+            target = Compiler(args.target, args.compiler_python, directory)
         else:
             target = Machine(args.rounds, directory)
         encoder = params.task.model.encoder.get()

@@ -9,12 +9,15 @@ import sys
 import pytest
 import tensorflow as tf
 
-from shatter_tf import benchmark, settings, tpu_compiler
+from shatter_tf import benchmark, cross_compiler, settings
 from shatter_tf.benchmark import largest_batch
 from shatter_tf.command_line import UserError
 from shatter_tf.training_step import TrainingStep, matmul_flops, synthetic_batch
 
-TPU_PYTHON = os.path.join(os.path.dirname(os.path.dirname(__file__)), ".venv-tpu", "bin", "python")
+TPU_PYTHON, GPU_PYTHON = (
+    os.path.join(os.path.dirname(os.path.dirname(__file__)), f".venv-{kind}", "bin", "python")
+    for kind in ("tpu", "gpu")
+)
 SIZES = dict(vocab_size=128, hidden_size=16, num_layers=1, num_parts=2, intermediate_size=32)
 OVERRIDE = ",".join(f"task.model.encoder.any.{key}={value}" for key, value in SIZES.items())
 
@@ -110,9 +113,9 @@ ENTRY %main (x: f32[]) -> f32[] {
 
 
 def test_cycles_of_a_loop_count_once_for_each_round():
-    assert tpu_compiler.total_cycles(LOOPS) == 5 + 8 * 10 + 8 * 10 + 3 * 10
+    assert cross_compiler.total_cycles(LOOPS) == 5 + 8 * 10 + 8 * 10 + 3 * 10
     with pytest.raises(ValueError, match="unknown length"):
-        tpu_compiler.total_cycles(LOOPS.replace("known_trip_count", "unknown"))
+        cross_compiler.total_cycles(LOOPS.replace("known_trip_count", "unknown"))
 
 
 @pytest.mark.parametrize(
@@ -121,7 +124,10 @@ def test_cycles_of_a_loop_count_once_for_each_round():
         ("--target=abacus", "give cpu, gpu, tpu:v4:2x2x1"),
         ("--target=tpu:v4", "a generation and a topology"),
         ("--target=gpu", "sees no GPU"),
-        ("--tpu_python=nowhere", None),
+        ("--target=gpu:abacus", "give cpu, gpu, .*v100"),
+        ("--target=cpu:v100", "give cpu, gpu, .*v100"),
+        ("--target=gpu:v100 --train_steps=9", "gives no times"),
+        ("--compiler_python=nowhere", None),
         ("--json=nowhere/f.json", "no such directory"),
         ("--rounds=0", "not positive"),
         ("--seq_length=4", "seq_length=4 is less than 8"),
@@ -129,7 +135,7 @@ def test_cycles_of_a_loop_count_once_for_each_round():
     ],
 )
 def test_a_mistake_is_one_line(capsys, flag, message):
-    flags = [flag] if message else [flag, "--target=tpu:v4:2x2x1"]
+    flags = flag.split() if message else [flag, "--target=tpu:v4:2x2x1"]
     if flag == "--target=gpu" and tf.config.list_physical_devices("GPU"):
         pytest.skip("there is a GPU")
     with pytest.raises(UserError, match=message or "make tpu-compiler") as refusal:
@@ -170,7 +176,7 @@ def test_the_tpu_compiler_takes_the_step(tmp_path):
     path = tmp_path / "f.json"
     process = run_benchmark(
         *("--target=tpu:v5e:2x2", "--seq_length=16", "--batch_size=2", f"--json={path}", f"--hlo_dir={tmp_path}"),
-        f"--tpu_python={TPU_PYTHON}",
+        f"--compiler_python={TPU_PYTHON}",
     )
     assert process.returncode == 0, process.stderr
     assert "not a run on a TPU" in process.stdout
@@ -184,3 +190,26 @@ def test_the_tpu_compiler_takes_the_step(tmp_path):
         assert figures["peak_bytes"] > 0
         assert figures["argument_bytes"] > 12 * figures["parameters"]
         assert (tmp_path / f"{model}-2x16.hlo.txt").read_text().startswith("HloModule")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.exists(GPU_PYTHON), reason="`make gpu-compiler` has not been run")
+@pytest.mark.parametrize(("gpu", "precision"), [("v100", "float16"), ("h100", "bfloat16")])
+def test_the_gpu_compiler_takes_the_step(tmp_path, gpu, precision):
+    path, picture = tmp_path / "f.json", tmp_path / "f.png"
+    process = run_benchmark(
+        *(f"--target=gpu:{gpu}", "--seq_length=16", "--batch_size=16", f"--json={path}", f"--plot={picture}"),
+        *("--memory_gb=1", f"--compiler_python={GPU_PYTHON}"),
+    )
+    assert process.returncode == 0, process.stderr
+    assert "not a run on a GPU" in process.stdout
+    assert picture.exists()
+    result = json.loads(path.read_text())
+    assert result["precision"] == precision
+    assert "cuda12" in result["compiler"]
+    for model in ("shatter", "bert"):
+        figures = result["measurements"][0][model]
+        assert figures["argument_bytes"] > 12 * figures["parameters"]
+        assert 0 < figures["temporary_bytes"] < figures["peak_bytes"]
+        assert figures["largest_batch"] > 16
+        assert "step_seconds" not in figures

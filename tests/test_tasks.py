@@ -23,7 +23,6 @@ from shatter_tf.command_line import UserError
 from shatter_tf.config import ShatterConfig
 
 ROOT = pathlib.Path(__file__).parents[1]
-TPU_PYTHON = ROOT / ".venv-tpu/bin/python"
 SMALL = "runtime.enable_xla=false,trainer.train_steps=2,trainer.steps_per_loop=1"
 
 
@@ -286,17 +285,20 @@ def test_steps_lower_to_static_shapes_on_the_device_alone(request, experiment, m
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not TPU_PYTHON.exists(), reason="`make tpu-compiler` has not been run")
+@pytest.mark.parametrize("target", ["tpu:v4:2x2x1", "gpu:v100", "gpu:h100"])
 @pytest.mark.parametrize("experiment", ["pretrain", "classify", "tag"])
 @pytest.mark.parametrize("mode", ["train", "eval"])
-def test_the_tpu_compiler_takes_the_steps(request, tmp_path, experiment, mode):
+def test_compilers_of_devices_take_the_steps(request, tmp_path, target, experiment, mode):
+    python = ROOT / f".venv-{target[:3]}/bin/python"
+    if not python.exists():
+        pytest.skip(f"`make {target[:3]}-compiler` has not been run")
     function, batch = device_step(request.getfixturevalue(experiment)().params, mode)
     module = tmp_path / "step.hlo.pb"
     module.write_bytes(function.experimental_get_compiler_ir(batch)(stage="hlo_serialized"))
-    command = [TPU_PYTHON, ROOT / "shatter_tf/tpu_compiler.py", module, "v4:2x2x1"]
+    command = [python, ROOT / "shatter_tf/cross_compiler.py", module, target]
     compiled = subprocess.run(command, capture_output=True, text=True, timeout=580)
     assert compiled.returncode == 0, compiled.stderr
-    assert json.loads(compiled.stdout)["cycles"] > 1000
+    assert json.loads(compiled.stdout)["cycles" if target.startswith("tpu") else "temporary_bytes"] > 1000
 
 
 GOLDEN = pathlib.Path(__file__).with_name("golden.json")

@@ -1,20 +1,82 @@
-"""Compiles an HLO module for a TPU that is not there, and prints what the compiler says of it as one line of JSON.
+"""Compiles an HLO module for a TPU or GPU that is not there, and prints what the compiler says of it as a line of JSON.
 
-  .venv-tpu/bin/python shatter_tf/tpu_compiler.py module.hlo.pb v4:2x2x1
+  .venv-tpu/bin/python shatter_tf/cross_compiler.py module.hlo.pb tpu:v4:2x2x1
+  .venv-gpu/bin/python shatter_tf/cross_compiler.py module.hlo.pb gpu:v100
 
-It runs in an environment of its own, made by `make tpu-compiler`, which has jax and libtpu and no TensorFlow: libtpu is
-the compiler of real TPUs, and needs no TPU to compile. The module is compiled for one device of the topology.
+It runs in environments of its own, made by `make tpu-compiler` and `make gpu-compiler`, which have jax and no
+TensorFlow: libtpu is the compiler of real TPUs, jax's plugin for CUDA is XLA's of GPUs, and neither needs the device to
+compile for it. The module is compiled for one device.
 
-The line has bytes of memory by use (`temporary_bytes`, `peak_bytes`, `argument_bytes`), the `cycles` that the compiler
-estimates for the whole module, `bytes_accessed`, the versions that did it, and `seconds` of compilation. With a third
-argument, the optimised module is written there as text.
+The line has bytes of memory by use (`temporary_bytes`, `peak_bytes`, `argument_bytes`), the versions that did it, and
+`seconds` of compilation; for a TPU also the `cycles` that the compiler estimates for the whole module, and
+`bytes_accessed`. With a third argument, the optimised module is written there as text.
 """
 
+import dataclasses
+import importlib.util
 import json
 import os
 import re
 import sys
 import time
+
+
+@dataclasses.dataclass
+class Gpu:
+    """What XLA has to know of a GPU to compile for it; sizes in bytes, `clock` in GHz.
+
+    Source: NVIDIA's data sheets, and what the CUDA C++ Programming Guide says of each compute capability.
+    """
+
+    name: str
+    compute_capability: tuple[int, int]
+    cores: int
+    floats_per_core: int
+    threads_per_core: int
+    shared_memory: int
+    shared_memory_of_block: int
+    memory: int
+    bandwidth: int
+    cache: int
+    clock: float
+
+    def target_config(self) -> str:
+        """Returns XLA's GpuTargetConfigProto as text."""
+        major, minor = self.compute_capability
+        fields = dict(
+            threads_per_block_limit=1024,
+            threads_per_warp=32,
+            threads_per_core_limit=self.threads_per_core,
+            block_dim_limit_x=2**31 - 1,
+            block_dim_limit_y=2**16 - 1,
+            block_dim_limit_z=2**16 - 1,
+            registers_per_core_limit=2**16,
+            registers_per_block_limit=2**16,
+            shared_memory_per_block=48 * 2**10,
+            shared_memory_per_block_optin=self.shared_memory_of_block,
+            shared_memory_per_core=self.shared_memory,
+            core_count=self.cores,
+            fpus_per_core=self.floats_per_core,
+            memory_bandwidth=self.bandwidth,
+            l2_cache_size=self.cache,
+            clock_rate_ghz=self.clock,
+            device_memory_size=self.memory,
+        )
+        device = " ".join(f"{key}: {value}" for key, value in fields.items())
+        return (
+            f"gpu_device_info {{ {device} cuda_compute_capability {{ major: {major} minor: {minor} }} }} "
+            f'platform_name: "CUDA" dnn_version_info {{ major: 9 minor: 8 }} device_description_str: "{self.name}"'
+        )
+
+
+_K, _M, _G = 2**10, 2**20, 2**30
+GPUS = {
+    "v100": Gpu("V100 SXM2", (7, 0), 80, 64, 2048, 96 * _K, 96 * _K, 16 * _G, 900 * 10**9, 6 * _M, 1.53),
+    "t4": Gpu("T4", (7, 5), 40, 64, 1024, 64 * _K, 64 * _K, 16 * _G, 320 * 10**9, 4 * _M, 1.59),
+    "a100": Gpu("A100 SXM4", (8, 0), 108, 64, 2048, 164 * _K, 163 * _K, 40 * _G, 1555 * 10**9, 40 * _M, 1.41),
+    "rtx4090": Gpu("RTX 4090", (8, 9), 128, 128, 1536, 100 * _K, 99 * _K, 24 * _G, 1008 * 10**9, 72 * _M, 2.52),
+    "h100": Gpu("H100 SXM5", (9, 0), 132, 128, 2048, 228 * _K, 227 * _K, 80 * _G, 3352 * 10**9, 50 * _M, 1.98),
+}
 
 # A fusion is said to take this many cycles or more only when the compiler's sum has overflowed.
 _ABSURD_CYCLES = 10**12
@@ -108,19 +170,40 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
     return computations, entry
 
 
-def compile_for(path: str, topology: str, text_path: str | None = None) -> dict:
-    """Compiles the module in a file for one device of a topology such as v4:2x2x1; returns what is printed."""
+def _tpu(topology: str):
+    """Returns the first device of a topology such as v4:2x2x1, and the version of its compiler."""
     # No asking of a cloud's metadata server, and no devices but the described ones.
-    os.environ.update(TPU_SKIP_MDS_QUERY="1", JAX_PLATFORMS="cpu", TPU_LOG_DIR="disabled")
-    os.environ.update(TPU_WORKER_HOSTNAMES="localhost", ALLOW_MULTIPLE_LIBTPU_LOAD="1")
-    import jax
-    import jaxlib
+    os.environ.update(TPU_SKIP_MDS_QUERY="1", TPU_LOG_DIR="disabled", TPU_WORKER_HOSTNAMES="localhost")
+    os.environ.update(ALLOW_MULTIPLE_LIBTPU_LOAD="1")
     import libtpu
-    import numpy as np
-    from jax._src.lib import xla_client
     from jax.experimental import topologies
 
-    device = topologies.get_topology_desc(topology, platform="tpu").devices[0]
+    return topologies.get_topology_desc(topology, platform="tpu").devices[0], f"libtpu {libtpu.__version__}"
+
+
+def _gpu(name: str):
+    """Returns one of GPUS as a device, and the version of its compiler."""
+    # Its own assembler, whatever CUDA is installed here: newer ones have dropped older GPUs.
+    (cuda,) = importlib.util.find_spec("nvidia.cuda_nvcc").submodule_search_locations
+    os.environ["XLA_FLAGS"] = f"--xla_gpu_cuda_data_dir={cuda}"
+    import jax_cuda12_plugin.version
+    from jax.experimental import topologies
+
+    described = dict(target_config=GPUS[name].target_config(), topology="1x1x1")
+    device = topologies.get_topology_desc("", platform="cuda", **described).devices[0]
+    return device, f"jax-cuda12-plugin {jax_cuda12_plugin.version.__version__}"
+
+
+def compile_for(path: str, target: str, text_path: str | None = None) -> dict:
+    """Compiles the module in a file for one device of a target such as tpu:v4:2x2x1; returns what is printed."""
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    kind, _, which = target.partition(":")
+    device, compiler = (_tpu if kind == "tpu" else _gpu)(which)
+    import jax
+    import jaxlib
+    import numpy as np
+    from jax._src.lib import xla_client
+
     with open(path, "rb") as f:
         module = to_stablehlo(f.read())
     options = xla_client.CompileOptions()
@@ -133,16 +216,18 @@ def compile_for(path: str, topology: str, text_path: str | None = None) -> dict:
     if text_path:
         with open(text_path, "w", encoding="utf8") as f:
             f.write(text)
-    costs = executable.cost_analysis()
-    return dict(
+    figures = dict(
         argument_bytes=memory.argument_size_in_bytes,
         temporary_bytes=memory.temp_size_in_bytes,
         peak_bytes=memory.peak_memory_in_bytes,
-        cycles=total_cycles(text),
-        bytes_accessed=int((costs[0] if isinstance(costs, (list, tuple)) else costs)["bytes accessed"]),
-        compiler=f"jax {jax.__version__}, jaxlib {jaxlib.__version__}, libtpu {libtpu.__version__}",
+        compiler=f"jax {jax.__version__}, jaxlib {jaxlib.__version__}, {compiler}",
         seconds=round(seconds, 1),
     )
+    if kind == "tpu":
+        costs = executable.cost_analysis()
+        costs = costs[0] if isinstance(costs, (list, tuple)) else costs
+        figures.update(cycles=total_cycles(text), bytes_accessed=int(costs["bytes accessed"]))
+    return figures
 
 
 if __name__ == "__main__":
