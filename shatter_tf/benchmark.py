@@ -122,6 +122,7 @@ class Machine:
     """This machine's CPU or GPU: compiles steps with XLA, and runs those of both models in turn."""
 
     caveat = ""
+    refinements = 0  # a step of a batch that fills the memory would take long
 
     def __init__(self, rounds: int, dump_dir: str):
         import tensorflow as tf
@@ -159,6 +160,8 @@ _CAVEATS = {
 
 class Compiler:
     """The compiler of a TPU or GPU that need not be there."""
+
+    refinements = 2
 
     def __init__(self, target: str, python: str, directory: str):
         self._target, self._python, self._directory = target, python, directory
@@ -204,16 +207,10 @@ def measure(args: argparse.Namespace, target: Machine | Compiler, seq_length: in
         models[name] = target.compile(name, params)
     target.time(models)
     if args.memory_gb:
-        other_batch_size = batch_size // 2 or 2
-        for name, params in resolve(args, seq_length, other_batch_size).items():
-            _say(f"compiling {name}, {other_batch_size} x {seq_length} tokens")
-            peaks = {
-                batch_size: models[name]["peak_bytes"],
-                other_batch_size: target.compile(name, params)["peak_bytes"],
-            }
-            rows = largest_batch(peaks, args.memory_gb * 1e9)
+        for name, figures in models.items():
+            rows = find_largest_batch(args, target, name, seq_length, {batch_size: figures["peak_bytes"]})
             if rows is not None:
-                models[name]["largest_batch"] = rows
+                figures["largest_batch"] = rows
     for figures in models.values():
         if "step_seconds" in figures:
             figures["tokens_per_second"] = batch_size * seq_length / figures["step_seconds"]
@@ -223,6 +220,23 @@ def measure(args: argparse.Namespace, target: Machine | Compiler, seq_length: in
     shatter, rival = models["shatter"], models[args.compare]
     ratio = {key: value / rival[key] for key, value in shatter.items() if rival.get(key)}
     return dict(seq_length=seq_length, batch_size=batch_size, **models, ratio=ratio)
+
+
+def find_largest_batch(
+    args, target: Machine | Compiler, name: str, seq_length: int, peaks: dict[int, int]
+) -> int | None:
+    """Returns how many rows of a model fit `args.memory_gb`, given the peak at one batch size; None if all do.
+
+    It follows `largest_batch` to where that says, because peaks grow faster from a few rows to a few more.
+    """
+    rows = max(peaks) // 2 or 2
+    for _ in range(1 + target.refinements):
+        _say(f"compiling {name}, {rows} x {seq_length} tokens")
+        peaks[rows] = target.compile(name, resolve(args, seq_length, rows)[name])["peak_bytes"]
+        rows = largest_batch(dict(list(peaks.items())[-2:]), args.memory_gb * 1e9)
+        if not rows or rows in peaks:
+            break
+    return rows
 
 
 def largest_batch(peaks: dict[int, int], memory: float) -> int | None:
