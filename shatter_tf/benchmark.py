@@ -154,7 +154,7 @@ class Machine:
 
 _CAVEATS = {
     "tpu": "the TPU compiler's estimates for one core, from the step as a CPU would be given it; not a run on a TPU",
-    "gpu": "what XLA assigns if it cannot try kernels, from the step as a CPU would be given it; not a run on a GPU",
+    "gpu": "what XLA assigns, with no GPU to try kernels on, where memory is not short; not a run on a GPU",
 }
 
 
