@@ -150,6 +150,7 @@ class Machine:
             models[name].update(step_seconds=median, fastest_seconds=min(seconds), slowest_seconds=max(seconds))
             rate = models[name]["matmul_flops"] / median
             models[name]["share_of_peak"] = rate / best_matmul_rate(steps[name].compute_dtype)
+            steps[name].free()
 
 
 _CAVEATS = {
@@ -176,6 +177,7 @@ class Compiler:
         data = params.task.train_data
         file_name = f"{name}-{data.global_batch_size}x{data.seq_length}.hlo.pb"
         hlo, path = step.hlo(), os.path.join(self._directory, file_name)
+        step.free()
         with open(path, "wb") as f:
             f.write(hlo.SerializeToString())
         # A script of another environment, which has no TensorFlow: by its path, not as a module of this package.
@@ -232,7 +234,10 @@ def find_largest_batch(
     rows = max(peaks) // 2 or 2
     for _ in range(1 + target.refinements):
         _say(f"compiling {name}, {rows} x {seq_length} tokens")
-        peaks[rows] = target.compile(name, resolve(args, seq_length, rows)[name])["peak_bytes"]
+        figures = target.compile(name, resolve(args, seq_length, rows)[name])
+        peaks[rows] = figures["peak_bytes"]
+        if "step" in figures:
+            figures["step"].free()
         rows = largest_batch(dict(list(peaks.items())[-2:]), args.memory_gb * 1e9)
         if not rows or rows in peaks:
             break

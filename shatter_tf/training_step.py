@@ -55,6 +55,7 @@ class TrainingStep:
         self.model = task.build_model()
         optimizer = task.create_optimizer(params.trainer.optimizer_config, params.runtime)
         metrics = task.build_metrics()
+        self._optimizer = optimizer
         self.compute_dtype = tf_keras.mixed_precision.global_policy().compute_dtype
         self.batch = batch or next(iter(task.build_inputs(params.task.train_data)))
 
@@ -69,6 +70,14 @@ class TrainingStep:
     @property
     def parameters(self) -> int:
         return count_parameters(self.model.trainable_variables)
+
+    def free(self) -> None:
+        """Gives back the memory of weights and moments; it cannot be called again.
+
+        That it goes out of scope is not enough: TensorFlow keeps graphs of custom gradients, and they their weights.
+        """
+        for variable in (*self.model.variables, *self._optimizer.variables()):
+            tf.raw_ops.AssignVariableOp(resource=variable.handle, value=tf.zeros([0], variable.dtype))
 
     def hlo(self) -> hlo_pb2.HloModuleProto:
         """Returns what is handed to XLA: the step before any optimisation, the same for every device."""

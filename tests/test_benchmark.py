@@ -65,6 +65,18 @@ def test_flops_of_a_loop_count_for_each_round(more):
     assert whole <= flops(more) < 1.6 * whole
 
 
+def test_a_step_gives_back_its_memory():
+    params = settings.resolve_without_data(
+        params_override=f"{OVERRIDE},task.train_data.global_batch_size=2,task.train_data.seq_length=16"
+    )
+    step = TrainingStep(params, synthetic_batch(params))
+    step.hlo()
+    variables = [*step.model.variables, *step._optimizer.variables()]
+    assert len(variables) > 3 * len(step.model.trainable_variables)
+    step.free()
+    assert not any(variable.read_value().shape.num_elements() for variable in variables)
+
+
 def test_a_synthetic_batch_is_what_training_sees(pretrain):
     params = pretrain().params
     real, synthetic = TrainingStep(params).batch, synthetic_batch(params)
