@@ -5,7 +5,7 @@ import operator
 
 import tensorflow as tf
 from official.core import config_definitions as cfg
-from official.modeling import hyperparams, optimization
+from official.modeling import hyperparams, optimization, tf_utils
 
 from shatter_tf import distribution
 from shatter_tf.command_line import first_line, nearest
@@ -109,7 +109,10 @@ def _optimizer_problems(config: optimization.OptimizationConfig) -> list[str]:
     try:
         with tf.Graph().as_default():  # an eager tensor would start the devices, before strategies may choose them
             factory = optimization.OptimizerFactory(config)
-            factory.build_optimizer(factory.build_learning_rate())
+            learning_rate = factory.build_learning_rate()
+            factory.build_optimizer(learning_rate)
+            if callable(learning_rate):
+                learning_rate(0)
     except (ValueError, TypeError) as error:
         found.append(
             f"trainer.optimizer_config: no {name} with a {config.learning_rate.type} learning rate comes of its "
@@ -163,6 +166,10 @@ def problems(params: cfg.ExperimentConfig, vocabulary_size: int) -> list[str]:
         found.append(f"trainer.validation_steps={trainer.validation_steps}: use -1 for all of the validation data")
     if trainer.best_checkpoint_metric_comp not in ("higher", "lower"):
         found.append(f"trainer.best_checkpoint_metric_comp={trainer.best_checkpoint_metric_comp}: use higher, lower")
+    try:
+        tf_utils.get_activation(getattr(task.model, "mlm_activation", None))
+    except ValueError:
+        found.append(f"task.model.mlm_activation={task.model.mlm_activation}: no such activation; try gelu")
     if getattr(task.model, "cls_heads", None):
         found.append("task.model.cls_heads: the data has no labels for such a head; leave it out")
     if not 0 <= task.train_data.seed < 2**32:

@@ -140,6 +140,8 @@ def test_files_then_flags(pretrain, tmp_path, write_corpus, random_documents):
         ("runtime.mixed_precision_dtype=float8", "mixed_precision_dtype=float8: use float32, bfloat16, float16"),
         ("runtime.distribution_strategy=mirorred", "did you mean mirrored"),
         ("task.model.encoder.any.hidden_activation=glue", "hidden_activation=glue: no such activation"),
+        ("trainer.optimizer_config.warmup.polynomial.name=é", "'é' is not a valid .*scope name"),
+        ("task.model.mlm_activation=glue", "task.model.mlm_activation=glue: no such activation; try gelu"),
         ("trainer.train_steps=0,task.model.encoder.any.dropout_rate=2", "dropout_rate=2.* is not in .*train_steps=0"),
     ],
 )
