@@ -2,6 +2,7 @@
 
 import contextlib
 import operator
+import re
 
 import tensorflow as tf
 from official.core import config_definitions as cfg
@@ -102,6 +103,8 @@ def _optimizer_problems(config: optimization.OptimizationConfig) -> list[str]:
                 found.append(f"{where} is negative")
             elif key in _FRACTIONS and any(n >= 1 for n in numbers):
                 found.append(f"{where} is not in [0, 1)")
+            elif key == "name" and value is not None and not re.fullmatch(r"[A-Za-z0-9.][\w./>-]*", value, re.ASCII):
+                found.append(f"{where}: TensorFlow takes letters, digits and ._/>- for a name")
             elif key.endswith("decay_steps") and any(n < 1 for n in numbers):
                 found.append(f"{where} is too few")
     if found:
@@ -109,10 +112,7 @@ def _optimizer_problems(config: optimization.OptimizationConfig) -> list[str]:
     try:
         with tf.Graph().as_default():  # an eager tensor would start the devices, before strategies may choose them
             factory = optimization.OptimizerFactory(config)
-            learning_rate = factory.build_learning_rate()
-            factory.build_optimizer(learning_rate)
-            if callable(learning_rate):
-                learning_rate(0)
+            factory.build_optimizer(factory.build_learning_rate())
     except (ValueError, TypeError) as error:
         found.append(
             f"trainer.optimizer_config: no {name} with a {config.learning_rate.type} learning rate comes of its "
