@@ -57,8 +57,8 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--hlo_dir", metavar="DIR", help="keep what XLA was given, and what it made of it, there")
     parser.add_argument("--compiler_python", metavar="F", help="Python with the compiler [.venv-tpu/… or .venv-gpu/…]")
     args = parser.parse_args(argv)
-    args.device, _, args.compiled_for = args.target.partition(":")
-    args.compiler_python = args.compiler_python or f".venv-{args.device}/bin/python"
+    args.kind, _, args.compiled_for = args.target.partition(":")
+    args.compiler_python = args.compiler_python or f".venv-{args.kind}/bin/python"
     return args
 
 
@@ -72,14 +72,14 @@ def _numbers(text: str) -> list[int]:
 def check_arguments(args: argparse.Namespace) -> None:
     """Raises UserError for a target that cannot be measured here, and for files that cannot be written."""
     topology = rf"({'|'.join(_TPUS)})(:\d+(x\d+)+)"
-    if args.device == "tpu" and not re.fullmatch(topology, args.compiled_for):
+    if args.kind == "tpu" and not re.fullmatch(topology, args.compiled_for):
         raise UserError(f"--target={args.target}: give a generation and a topology: tpu:v4:2x2x1 or tpu:v5e:2x2")
-    if args.target not in ("cpu", "gpu", *(f"gpu:{name}" for name in GPUS)) and args.device != "tpu":
+    if args.target not in ("cpu", "gpu", *(f"gpu:{name}" for name in GPUS)) and args.kind != "tpu":
         raise UserError(f"--target={args.target}: give {_TARGETS}")
     if args.compiled_for in GPUS and args.train_steps:
         raise UserError(f"--train_steps={args.train_steps}: --target={args.target} gives no times; leave it out")
     if args.compiled_for and not os.path.exists(args.compiler_python):
-        made = f"`make {args.device}-compiler` makes the environment"
+        made = f"`make {args.kind}-compiler` makes the environment"
         raise UserError(f"--compiler_python={args.compiler_python}: no such file; {made}")
     for flag in ("json", "plot"):
         path = getattr(args, flag)
@@ -162,12 +162,12 @@ _CAVEATS = {
 class Compiler:
     """The compiler of a TPU or GPU that need not be there."""
 
-    refinements = 2
-
     def __init__(self, target: str, python: str, directory: str):
         self._target, self._python, self._directory = target, python, directory
         self.compiler = ""
         self.caveat = _CAVEATS[target.partition(":")[0]]
+        # A TPU's compiler takes minutes, and refuses what does not fit the TPU.
+        self.refinements = 2 if target.startswith("gpu:") else 0
 
     def compile(self, name: str, params) -> dict:
         """Returns all figures of a model."""
