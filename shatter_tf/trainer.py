@@ -32,8 +32,8 @@ class Trainer(base_trainer.Trainer):
     """Model Garden's Trainer with `runtime.enable_xla` obeyed on every device, in training and evaluation.
 
     Its mean losses weigh every batch by what is in it. It counts the steps of a loop that were skipped, not being
-    finite ("skipped" in the logs), and those in a row ("skipped_in_a_row"), and adds up how long the steps waited
-    for their batches.
+    finite ("skipped" in the logs), and those in a row ("skipped_in_a_row"; from `max_skipped_steps` on it counts every
+    step, so that no loop's end comes too late to see them). It adds up how long the steps waited for their batches.
 
     Args:
       input_seconds: where the seconds of waiting are added up, a float64 variable that is on the host alone.
@@ -79,9 +79,11 @@ class Trainer(base_trainer.Trainer):
             logs = task_step(inputs, model=self.model, optimizer=self.optimizer, metrics=self.train_metrics)
             loss, finite = logs[self.task.loss], logs["finite"]
             self.train_loss.update_state(tf.where(finite, loss, 0.0), tf.where(finite, self.task.weight(inputs), 0.0))
-            skipped = tf.cast(~finite, tf.int64)
-            self._skipped.assign_add(skipped)
-            self._skipped_in_a_row.assign(skipped * (self._skipped_in_a_row + 1))
+            self._skipped.assign_add(tf.cast(~finite, tf.int64))
+            too_many = self._skipped_in_a_row >= self.config.trainer.max_skipped_steps
+            self._skipped_in_a_row.assign(
+                tf.where(finite & ~too_many, tf.zeros([], tf.int64), self._skipped_in_a_row + 1)
+            )
             self.global_step.assign_add(1)
 
         begin = tf.timestamp()
@@ -333,7 +335,7 @@ class Session:
         trainer = self.params.trainer
         skipped, in_a_row = logs.pop("skipped"), logs.pop("skipped_in_a_row")
         if in_a_row >= trainer.max_skipped_steps:
-            raise self._not_finite(in_a_row)
+            raise self._not_finite(self.step - in_a_row)
         metrics = _readable(logs)
         if skipped == loop:
             metrics["loss"] = math.nan
@@ -400,10 +402,12 @@ class Session:
         if manager is None:
             self._saved = saved
 
-    def _not_finite(self, in_a_row: int) -> UserError:
-        """Writes down the first batch that was skipped, and returns what to say of it."""
+    def _not_finite(self, first: int) -> UserError:
+        """Writes down the first batch that was skipped, and returns what to say of it.
+
+        Steps are counted from 0 here and by the loader, and from 1 in what is said.
+        """
         data, task = self.params.task.train_data, self.trainer.task
-        first = self.step - in_a_row  # steps are counted from 0 by the loader, and from 1 in what is said
         task.start_step = first
         rows = first * data.global_batch_size, (first + 1) * data.global_batch_size - 1
         path = os.path.join(self.model_dir, NOT_FINITE_FILE)
@@ -412,10 +416,10 @@ class Session:
                 batch = next(iter(task.build_inputs(data).as_numpy_iterator()))
                 model_dirs.write_arrays(path, {**batch, "step": first + 1, "first_row": rows[0], "seed": data.seed})
         return UserError(
-            f"loss or gradients are not finite in {in_a_row} steps in a row from step {first + 1} on, all skipped; "
-            f"last good checkpoint: {self._last_good}; the batch of step {first + 1} (rows "
-            f"{rows[0]} to {rows[1]} of training, seed {data.seed}) is in {path}; lower the learning rate or lengthen "
-            "the warm-up, and start again in a new --model_dir"
+            f"loss or gradients are not finite in {self.params.trainer.max_skipped_steps} steps in a row from step "
+            f"{first + 1} on, all skipped; last good checkpoint: {self._last_good}; the batch of step {first + 1} "
+            f"(rows {rows[0]} to {rows[1]} of training, seed {data.seed}) is in {path}; lower the learning rate or "
+            "lengthen the warm-up, and start again in a new --model_dir"
         )
 
     @property
