@@ -72,16 +72,19 @@ def main(argv: list[str]) -> None:
     import tensorflow as tf
 
     from shatter_tf.data import shards, text, tokenizer
-    from shatter_tf.files import publish, real_path
+    from shatter_tf.files import INCOMPLETE, publish, real_path
 
     if args.runner == "beam":
         from shatter_tf.data import beam
     quieten_logging()
     output_dir = real_path(args.output_dir)
     is_there = tf.io.gfile.exists(output_dir)
-    if is_there and not (tf.io.gfile.isdir(output_dir) and not tf.io.gfile.listdir(output_dir)):
-        what = "not empty" if tf.io.gfile.isdir(output_dir) else "a file"
-        raise UserError(f"--output_dir={args.output_dir}: {what}; name a new directory")
+    if is_there and not tf.io.gfile.isdir(output_dir):
+        raise UserError(f"--output_dir={args.output_dir}: a file; name a new directory")
+    if is_there and (content := tf.io.gfile.listdir(output_dir)):
+        unfinished = [name for name in content if name.startswith(f"{INCOMPLETE}-")]
+        what = f": {unfinished[0]} is unfinished work; remove it if no other prepare is at it" if unfinished else ""
+        raise UserError(f"--output_dir={args.output_dir}: not empty{what or '; name a new directory'}")
     paths = text.find_files(args.input)
     held_out = text.find_files(args.validation_input, "--validation_input") if args.validation_input else []
     real_paths = {*map(real_path, paths)}
@@ -93,7 +96,7 @@ def main(argv: list[str]) -> None:
     start = time.time()
     # Inside of a directory that is there: it may be a mount point, and what lies beside it cannot be renamed into it.
     between = "/" if is_there and "://" not in output_dir else ""
-    temporary = f"{output_dir}{between}.incomplete-{os.getpid()}"
+    temporary = f"{output_dir}{between}{INCOMPLETE}-{os.getpid()}"
     num_shards = max(1, total_bytes // _SHARD_BYTES)
     job = shards.Job(
         paths=paths + held_out,

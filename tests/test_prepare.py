@@ -45,7 +45,13 @@ def test_an_empty_directory_is_filled_and_stays_the_same_one(corpus, tmp_path, m
 def test_output_directories_are_refused_at_once(corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(prepare, "_train_vocabulary", lambda *args: pytest.fail("too late"))
     (tmp_path / "file").write_text("text")
-    for name, why in (("file", "a file; name a new directory"), ("file/in", "cannot be made"), ("text", "not empty")):
+    (tmp_path / "killed/.incomplete-7").mkdir(parents=True)
+    for name, why in (
+        ("file", "a file; name a new directory"),
+        ("file/in", "cannot be made"),
+        ("text", "not empty; name a new directory"),
+        ("killed", "not empty: .incomplete-7 is unfinished work; remove it if no other prepare is at it$"),
+    ):
         with pytest.raises(UserError, match=f"^--output_dir={tmp_path}/{name}: {why}"):
             prepare.main([f"--input={tmp_path}/text/*", f"--output_dir={tmp_path}/{name}"])
 
