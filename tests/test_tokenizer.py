@@ -86,6 +86,14 @@ def test_trained_vocabulary():
     assert any(piece != piece.lower() for piece in tokenizers.train_vocabulary(documents, 60, lower_case=False)[5:])
 
 
+def test_a_trained_vocabulary_is_the_same_every_time():
+    """Though nearly all pieces are as frequent as others."""
+    rng = np.random.default_rng(0)
+    words = ["".join(map(chr, rng.integers(97, 123, 6))) for _ in range(2000)]
+    vocabularies = {tuple(tokenizers.train_vocabulary([" ".join(words)] * 3, 1000, True)) for _ in range(5)}
+    assert len(vocabularies) == 1
+
+
 def test_a_trained_vocabulary_has_the_characters_of_the_text_and_no_more_pieces_than_asked_for():
     rng = np.random.default_rng(0)
     chinese = [chr(0x4E00 + i) for i in range(2500)]

@@ -63,29 +63,40 @@ def vocabulary_hash(vocabulary: list[str]) -> str:
 def train_vocabulary(documents: Iterable[str], size: int, lower_case: bool) -> list[str]:
     """Returns a WordPiece vocabulary of at most `size` pieces, trained by the `tokenizers` library.
 
-    It is trained on text as `Tokenizer` sees it. The pieces stand in sorted order after the special tokens: the
-    library's own order changes from run to run.
+    It is trained on text as `Tokenizer` sees it. The same documents give the same pieces; after the special tokens they
+    stand in sorted order.
     """
     from tokenizers import BertWordPieceTokenizer
 
+    def train(texts: Iterable[bytes], **settings) -> set[str]:
+        trainer = BertWordPieceTokenizer(lowercase=False, strip_accents=False)
+        texts = (text.decode() for text in texts)
+        trainer.train_from_iterator(texts, min_frequency=2, show_progress=False, **settings)
+        return set(trainer.get_vocab())
+
     normalizer = tf_text.FastBertNormalizer(lower_case_nfd_strip_accents=lower_case)
-    texts, counts = [], np.zeros(sys.maxunicode + 1, np.int64)
+    texts, words, counts = [], set(), np.zeros(sys.maxunicode + 1, np.int64)
     for batch in _batches(documents):
         (text,) = normalizer.normalize(_valid(tf.constant([batch]), lower_case)).numpy()
         counts += np.bincount(np.frombuffer(text.decode().encode("utf-32-le"), np.uint32), minlength=len(counts))
         texts.append(text)
+        words.update(text.split())
     coverage = np.cumsum(np.sort(counts)[::-1]) / max(counts.sum(), 1)
-    characters = max(_CHARACTERS, 1 + np.searchsorted(coverage, _COVERAGE))
-    trainer = BertWordPieceTokenizer(lowercase=False, strip_accents=False)
-    trainer.train_from_iterator(
-        (text.decode() for text in texts),
+    limit = max(_CHARACTERS, 1 + np.searchsorted(coverage, _COVERAGE))
+    limit = min(int(limit), (size - len(SPECIAL_TOKENS)) // 2)  # each at a word's start and inside
+    # The library breaks ties by the numbers of pieces, and numbers characters in an order that changes from run to run.
+    # So they are found first, and given to it in an order of ours.
+    pieces = train(words, vocab_size=0, special_tokens=[], limit_alphabet=len(counts))
+    characters = sorted((p for p in pieces if len(p) == 1), key=lambda c: (-counts[ord(c)], c))[:limit]
+    kept = set(characters)
+    pieces = train(
+        texts,
         vocab_size=size,
-        min_frequency=2,
-        limit_alphabet=min(int(characters), (size - len(SPECIAL_TOKENS)) // 2),  # each at a word's start and inside
-        special_tokens=list(SPECIAL_TOKENS),
-        show_progress=False,
+        special_tokens=[*SPECIAL_TOKENS, *sorted(p for p in pieces if p[-1] in kept)],
+        limit_alphabet=len(characters),
+        initial_alphabet=characters,
     )
-    return [*SPECIAL_TOKENS, *sorted(set(trainer.get_vocab()) - set(SPECIAL_TOKENS))]
+    return [*SPECIAL_TOKENS, *sorted(pieces - set(SPECIAL_TOKENS))]
 
 
 def _batches(documents: Iterable[str]) -> Iterator[str]:
