@@ -17,6 +17,7 @@ import argparse
 import collections
 import concurrent.futures
 import contextlib
+import math
 import multiprocessing
 import os
 import time
@@ -165,7 +166,7 @@ def _train_vocabulary(job: "Job", paths: list[str], total_bytes: int, size: int)
     """Returns a vocabulary of the documents in `paths`, or of every n-th if there are many."""
     from shatter_tf.data.tokenizer import train_vocabulary
 
-    stride = max(1, total_bytes // _VOCABULARY_BYTES)
+    stride = max(1, math.ceil(total_bytes / _VOCABULARY_BYTES))
     with _progress(total_bytes // stride, "training vocabulary") as bar:
 
         def sample() -> Iterator[str]:

@@ -14,8 +14,9 @@ import tf_keras
 from conftest import WORDS
 from official.core import config_definitions as cfg
 from official.core import exp_factory, task_factory
-from official.nlp.configs import encoders
-from official.nlp.tasks import question_answering, tagging
+from official.nlp.configs import bert, encoders
+from official.nlp.data import pretrain_dataloader
+from official.nlp.tasks import masked_lm, question_answering, sentence_prediction, tagging
 from tiny import TINY, one_step, real_rows
 
 from shatter_tf import checkpoints, experiments, model_dir, trainer
@@ -156,17 +157,34 @@ def test_model_garden_tasks_take_the_encoder_unmodified():
             model=question_answering.ModelConfig(encoder=encoder), train_data=cfg.DataConfig(), validation_data=None
         )
     )
+    pretrain = masked_lm.MaskedLMTask(
+        masked_lm.MaskedLMConfig(
+            model=bert.PretrainerConfig(encoder=encoder),
+            train_data=pretrain_dataloader.BertPretrainDataConfig(use_next_sentence_label=False),
+        )
+    )
+    classify = sentence_prediction.SentencePredictionTask(
+        sentence_prediction.SentencePredictionConfig(
+            model=sentence_prediction.ModelConfig(encoder=encoder, num_classes=2), train_data=cfg.DataConfig()
+        )
+    )
     spans = dict(start_positions=np.array([1, 2]), end_positions=np.array([3, 4]))
-    for task, labels, for_evaluation in (
-        (tag, ids % 3, {}),
-        (answer, spans, dict(unique_ids=np.array([1, 2]))),
+    masked = dict(
+        masked_lm_positions=ids[:, :3] % 16, masked_lm_ids=ids[:, :3], masked_lm_weights=np.ones([2, 3], "f4")
+    )
+    for task, batch, for_evaluation in (
+        (pretrain, {**inputs, **masked}, {}),
+        (classify, {**inputs, "label_ids": np.array([[0], [1]])}, {}),
+        (tag, (inputs, ids % 3), {}),
+        (answer, (inputs, spans), dict(unique_ids=np.array([1, 2]))),
     ):
         model = task.build_model()
         optimizer = tf_keras.optimizers.legacy.SGD(0.1)
-        logs = task.train_step((inputs, labels), model, optimizer, task.build_metrics())
+        logs = task.train_step(batch, model, optimizer, task.build_metrics())
         assert np.isfinite(logs["loss"])
-        logs = task.validation_step(({**inputs, **for_evaluation}, labels), model, task.build_metrics())
-        assert logs
+        if for_evaluation:
+            batch = ({**inputs, **for_evaluation}, batch[1])
+        assert task.validation_step(batch, model, task.build_metrics())
 
 
 @pytest.mark.parametrize("encoder", ["any", "bert"])
