@@ -160,6 +160,10 @@ def problems(params: cfg.ExperimentConfig, vocabulary_size: int) -> list[str]:
             found.append(f"trainer.{name}={getattr(trainer, name)} is not positive")
     if runtime.loss_scale is not None and runtime.mixed_precision_dtype != "float16":
         found.append(f"runtime.loss_scale={runtime.loss_scale} is for runtime.mixed_precision_dtype=float16")
+    elif runtime.loss_scale not in (None, "dynamic"):
+        found.append(f"runtime.loss_scale={runtime.loss_scale}: a fixed scale would not skip steps; use dynamic")
+    if runtime.mixed_precision_dtype == "float16" and runtime.distribution_strategy == distribution.TPU:
+        found.append("runtime.mixed_precision_dtype=float16: TPUs have bfloat16; use that")
     if runtime.mixed_precision_dtype not in (None, "float32", "bfloat16", "float16"):
         found.append(f"runtime.mixed_precision_dtype={runtime.mixed_precision_dtype}: use float32, bfloat16, float16")
     if trainer.validation_steps < 1 and trainer.validation_steps != -1:

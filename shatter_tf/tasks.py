@@ -34,6 +34,8 @@ without_autograph = tf.autograph.experimental.do_not_convert
 # Those of Model Garden's that take gradients which are summed already; Keras's loss scaling asks that of them.
 OPTIMIZERS = ("adamw", "adam", "lamb", "lars", "sgd", "rmsprop", "adagrad")
 
+LossScaleOptimizer = tf_keras.mixed_precision.LossScaleOptimizer
+
 _CLASSIFIER_DROPOUT_RATE = 0.1  # BERT's, and Model Garden's
 
 
@@ -237,12 +239,14 @@ class _Task:
     def create_optimizer(cls, optimizer_config, runtime_config=None, dp_config=None):
         """Returns Model Garden's optimizer, made to skip steps whose gradients are not finite.
 
-        That is what Keras's loss scaling does. Only float16 needs the scale itself; for the others it stays 1.
+        That is what Keras's loss scaling does. Only float16 needs the scale itself; for the others it stays 1. For TPUs
+        Keras has none, and `train_step` skips.
         """
         optimizer = super().create_optimizer(optimizer_config, runtime_config, dp_config)
-        if not isinstance(optimizer, tf_keras.mixed_precision.LossScaleOptimizer):
-            scaling = dict(initial_scale=1.0, dynamic_growth_steps=2**31 - 1)
-            optimizer = tf_keras.mixed_precision.LossScaleOptimizer(optimizer, **scaling)
+        if isinstance(tf.distribute.get_strategy(), tf.distribute.TPUStrategy):
+            return optimizer
+        if not isinstance(optimizer, LossScaleOptimizer):
+            optimizer = LossScaleOptimizer(optimizer, initial_scale=1.0, dynamic_growth_steps=2**31 - 1)
         # It would read every gradient to see whether it is finite. `train_step` has seen to that: one is as all are.
         update = optimizer._loss_scale.update
         optimizer._loss_scale.update = lambda gradients: update(gradients[-1:])
@@ -276,13 +280,14 @@ class _Task:
         """
         total_weight = _sum_over_replicas(self.weight(inputs))
         variables = model.trainable_variables
+        scales = isinstance(optimizer, LossScaleOptimizer)
 
         def loss_and_gradients(part):
             with tf.GradientTape() as tape:
                 outputs = model(part, training=True)
                 loss = self.build_losses(part, outputs, aux_losses=model.losses)
                 loss *= tf.math.divide_no_nan(self.weight(part), total_weight)
-                scaled_loss = optimizer.get_scaled_loss(loss)
+                scaled_loss = optimizer.get_scaled_loss(loss) if scales else loss
             # The word embeddings' gradient is a list of rows with repeats, whose norm clipping would misread.
             gradients = [tf.convert_to_tensor(gradient) for gradient in tape.gradient(scaled_loss, variables)]
             self.process_metrics(metrics or [], part, outputs)
@@ -291,15 +296,24 @@ class _Task:
         zeros = [tf.zeros([]), *(tf.zeros(variable.shape, variable.dtype) for variable in variables)]
         sums = _sum_over_parts(loss_and_gradients, inputs, self.accumulation_steps, zeros)
         loss, *gradients = _sum_over_replicas(sums)
-        gradients = optimizer.get_unscaled_gradients(gradients)
+        if scales:
+            gradients = optimizer.get_unscaled_gradients(gradients)
         norm = tf.linalg.global_norm(gradients)
         finite = tf.math.is_finite(loss) & tf.math.is_finite(norm)
         # Model Garden's AdamW would clip every replica's gradients before they are summed.
-        most = getattr(optimizer.inner_optimizer, "gradient_clip_norm", 0.0)
+        most = getattr(optimizer.inner_optimizer if scales else optimizer, "gradient_clip_norm", 0.0)
         factor = most / tf.maximum(norm, most) if most else 1.0
         factor = tf.where(finite, factor, float("nan"))
-        gradients = [gradient * factor for gradient in gradients]
-        optimizer.apply_gradients(list(zip(gradients, variables, strict=True)), experimental_aggregate_gradients=False)
+        gradients = [(gradient * factor, variable) for gradient, variable in zip(gradients, variables, strict=True)]
+
+        def update():
+            optimizer.apply_gradients(gradients, experimental_aggregate_gradients=False)
+            return optimizer.iterations.read_value()
+
+        if scales:
+            update()  # unless gradients are not finite
+        else:
+            tf.cond(finite, update, lambda: optimizer.iterations.assign_add(1))
         return {self.loss: loss, "finite": finite}
 
     @without_autograph

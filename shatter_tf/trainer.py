@@ -187,7 +187,7 @@ class Session:
                 input_seconds=self.input_seconds,
             )
             # Otherwise the first step makes these, and is traced twice for it; a checkpoint may lack them unnoticed.
-            self.trainer.optimizer.inner_optimizer._create_all_weights(self.trainer.model.trainable_variables)
+            self.trainer.optimizer._create_all_weights(self.trainer.model.trainable_variables)
             self._restore()
         # Every process has to take part in saving, but only the chief's files are kept.
         self.chief = is_chief()

@@ -105,6 +105,11 @@ def test_files_then_flags(pretrain, tmp_path, write_corpus, random_documents):
         ("task.init_checkpoint=nowhere", "task.init_checkpoint=nowhere: give --init_checkpoint"),
         ("runtime.tpu=local", "runtime.tpu=local, but runtime.distribution_strategy=mirrored; use tpu"),
         ("runtime.loss_scale=dynamic", "runtime.loss_scale=dynamic is for runtime.mixed_precision_dtype=float16"),
+        ("runtime.loss_scale=8,runtime.mixed_precision_dtype=float16", "runtime.loss_scale=8.0: .* use dynamic"),
+        (
+            "runtime.distribution_strategy=tpu,runtime.tpu=local,runtime.mixed_precision_dtype=float16",
+            "runtime.mixed_precision_dtype=float16: TPUs have bfloat16; use that",
+        ),
         ("task.train_data.seed=-1", r"task.train_data.seed=-1 is not in \[0, 2\^32\)"),
         ("trainer.validation_steps=0", "trainer.validation_steps=0: use -1 for all"),
         ("trainer.best_checkpoint_metric_comp=hihger", "best_checkpoint_metric_comp=hihger: use higher, lower"),

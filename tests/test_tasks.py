@@ -276,12 +276,14 @@ def test_restores_are_whole_or_refused(pretrain, classify, tmp_path, capsys):
         checkpoints.restore_pretrained(items, str(tmp_path), model)
 
 
-def device_step(params, mode):
+def device_step(params, mode, target="tpu"):
     """Returns what a device is given of a step, for XLA and in bfloat16, and a batch of it."""
     tf_keras.mixed_precision.set_global_policy("mixed_bfloat16")
     task = task_factory.get_task(params.task)
     model, metrics = task.build_model(), task.build_metrics()
     optimizer = task.create_optimizer(params.trainer.optimizer_config)
+    if target.startswith("tpu"):  # see test_tpu.py
+        optimizer = optimizer.inner_optimizer
     batch = next(iter(task.build_inputs(params.task.train_data if mode == "train" else params.task.validation_data)))
     arguments = dict(optimizer=optimizer) if mode == "train" else {}
     step = task.train_step if mode == "train" else task.validation_step
@@ -310,7 +312,7 @@ def test_compilers_of_devices_take_the_steps(request, tmp_path, target, experime
     python = ROOT / f".venv-{target[:3]}/bin/python"
     if not python.exists():
         pytest.skip(f"`make {target[:3]}-compiler` has not been run")
-    function, batch = device_step(request.getfixturevalue(experiment)().params, mode)
+    function, batch = device_step(request.getfixturevalue(experiment)().params, mode, target)
     module = tmp_path / "step.hlo.pb"
     module.write_bytes(function.experimental_get_compiler_ir(batch)(stage="hlo_serialized"))
     command = [python, ROOT / "shatter_tf/cross_compiler.py", module, target]
