@@ -113,6 +113,7 @@ def nest(settings: dict) -> dict:
 
 def read_grid(path: str, data_dir: str | None = None) -> Grid:
     """Returns the grid in a YAML file; raises UserError."""
+    from shatter_tf.files import check_name
     from shatter_tf.settings import merge, read_config_file
 
     grid = read_config_file(path, "--grid")
@@ -122,6 +123,8 @@ def read_grid(path: str, data_dir: str | None = None) -> Grid:
     variants = grid.get("variants")
     if "experiment" not in grid or not isinstance(variants, dict) or not variants:
         raise UserError(f"--grid={path}: needs an experiment and variants")
+    if not isinstance(grid.get("settings") or {}, dict) or not isinstance(grid.get("under"), str | None):
+        raise UserError(f"--grid={path}: settings must be a mapping of names to values, and under a name")
     shared = read_config_file(grid["config_file"]) if grid.get("config_file") else {}
     shared = merge(shared, nest(grid.get("settings") or {}))
     under, jobs = grid.get("under"), []
@@ -130,8 +133,9 @@ def read_grid(path: str, data_dir: str | None = None) -> Grid:
     if not _are(int, lengths):
         raise UserError(f"--grid={path}: evaluate_at={lengths}: needs a list of lengths in tokens")
     for name, own in variants.items():
-        if not isinstance(own, dict | None):
+        if not isinstance(own, dict | None) or not isinstance((own or {}).get("settings") or {}, dict):
             raise UserError(f"--grid={path}: {name}: {own!r} is no settings")
+        check_name(name, f"--grid={path}: variant")
         own = dict(own or {})
         rates, seeds = (own.pop(key, grid.get(key)) for key in ("learning_rates", "seeds"))
         if not (rates and _are((int, float), rates) and seeds and _are(int, seeds)):
@@ -180,22 +184,38 @@ def _finished(output_dir: str) -> set[tuple]:
 
 def _commit() -> str:
     here = os.path.dirname(os.path.abspath(__file__))
-    git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True)
-    return git.stdout.strip() or "unknown"
+
+    def git(*command: str) -> str:
+        return subprocess.run(["git", *command], cwd=here, capture_output=True, text=True).stdout.strip()
+
+    try:
+        # Installed, it may lie inside of a repository that is not its own.
+        is_ours = git("ls-files", os.path.basename(__file__))
+        return (is_ours and git("describe", "--always", "--dirty")) or "unknown"
+    except OSError:  # no git here
+        return "unknown"
 
 
 def prepare_job(grid: Grid, job: Job, output_dir: str) -> tuple:
     """Writes the job's settings into its directory and checks them; returns (directory, Run). Raises UserError."""
     import yaml
 
+    from shatter_tf import model_dir as model_dirs
     from shatter_tf import settings
     from shatter_tf.files import write_whole
 
     directory = os.path.join(output_dir, job.name)
     config_file = os.path.join(directory, "settings.yaml")
+    inputs_file, inputs = os.path.join(directory, "inputs.json"), _inputs(job)
     if os.path.exists(os.path.join(directory, "model")):
         _check_settings(directory, settings.read_config_file(config_file), job)
+        if os.path.exists(inputs_file):
+            with open(inputs_file, encoding="utf8") as f:
+                changed = model_dirs.differences(json.load(f), inputs)
+            if changed:
+                raise UserError(f"{directory}: begun with other data ({'; '.join(changed)}); name another --output_dir")
     os.makedirs(directory, exist_ok=True)
+    write_whole(inputs_file, json.dumps(inputs))
     write_whole(config_file, yaml.safe_dump(copy.deepcopy(job.settings), sort_keys=False))
     resolve = functools.partial(
         settings.resolve,
@@ -207,6 +227,14 @@ def prepare_job(grid: Grid, job: Job, output_dir: str) -> tuple:
     for length in grid.evaluate_at:
         resolve(params_override=_at_length(length))
     return directory, resolve(model_dir=os.path.join(directory, "model"))
+
+
+def _inputs(job: Job) -> dict[str, str | None]:
+    """Returns where a job's data and weights lie, each under one name, whatever the working directory."""
+    from shatter_tf.files import real_path
+
+    flags = dict(data_dir=job.data_dir, init_checkpoint=job.init_checkpoint)
+    return {flag: path and real_path(path) for flag, path in flags.items()}
 
 
 def _at_length(length: int) -> str:
@@ -303,12 +331,15 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
 def main(argv: list[str]) -> None:
     args = parse_arguments(argv)
     from shatter_tf import report
-    from shatter_tf.files import held, write_whole
+    from shatter_tf.files import check_name, held, write_whole
     from shatter_tf.training_step import TrainingStep, measure
 
     quieten_logging()
     if args.time_steps < 0:
         raise UserError(f"--time_steps={args.time_steps} is negative")
+    check_name(args.output_dir, "--output_dir")
+    if "://" in args.output_dir:
+        raise UserError(f"--output_dir={args.output_dir}: must be on a disk")
     grid = read_grid(args.grid, args.data_dir)
     os.makedirs(args.output_dir, exist_ok=True)
     with held(args.output_dir, wait=True):

@@ -48,9 +48,10 @@ def main(argv: list[str]) -> None:
     import tensorflow as tf
 
     from shatter_tf import model_dir, saved_model, serving
-    from shatter_tf.files import publish
+    from shatter_tf.files import check_name, publish
 
     quieten_logging()
+    check_name(args.export_dir, "--export_dir")
     finished = model_dir.read(args.model_dir)
     trained, checkpoint = serving.load(finished, args.model_dir, best=args.checkpoint == "best")
     servable = trained

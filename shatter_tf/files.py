@@ -7,7 +7,10 @@ from collections.abc import Iterator
 
 import tensorflow as tf
 
+from shatter_tf.command_line import UserError, first_line
+
 INCOMPLETE = ".incomplete"  # ends the name of what is being written
+LOCK_FILE = ".lock"  # of whoever holds a directory
 
 
 def write_whole(path: str, content: str | bytes) -> None:
@@ -20,6 +23,15 @@ def write_whole(path: str, content: str | bytes) -> None:
 def real_path(path: str) -> str:
     """Returns the one name of what a path leads to, through links and dots; remote paths have but one."""
     return path.rstrip("/") if "://" in path else os.path.realpath(path)
+
+
+def check_name(path: str, what: str) -> None:
+    """Raises UserError, saying `what` it is of, for a path in which TensorFlow's checkpoints would see a pattern."""
+    found = sorted({*path} & {*"*?[]\\"})
+    if found:
+        raise UserError(
+            f"{what}={path}: TensorFlow takes {' '.join(found)} for a pattern of names; choose another name"
+        )
 
 
 def publish(temporary: str, directory: str, last: str) -> None:
@@ -53,17 +65,24 @@ def publish(temporary: str, directory: str, last: str) -> None:
 def held(directory: str, wait: bool = False) -> Iterator[bool]:
     """Keeps a directory for this process, from all that ask for it in this way; yields whether it was free.
 
-    The operating system lets go of it when the process ends, however it ends. Where there are no locks, in object
-    stores and on some network disks, every directory is free.
+    The operating system lets go of it when the process ends, however it ends; an empty file stays. Where there are no
+    locks, in object stores and on some network disks, every directory is free.
 
     Args:
       directory: one that exists.
       wait: whether to wait until it is free.
+
+    Raises:
+      UserError: when nothing can be written there.
     """
     if "://" in directory:
         yield True
         return
-    descriptor, free = os.open(directory, os.O_RDONLY), True
+    try:
+        # A file, open for writing: NFS keeps other machines from nothing else.
+        descriptor, free = os.open(os.path.join(directory, LOCK_FILE), os.O_RDWR | os.O_CREAT, 0o666), True
+    except OSError as error:
+        raise UserError(f"{directory}: cannot be written ({first_line(error)})") from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:

@@ -8,6 +8,7 @@ metrics.json      the metrics of the last evaluation
 history.jsonl     those of every evaluation in training, with the seconds of training before it
 train/, validation/   TensorBoard
 not_finite.npz    the batch at which training went wrong, if it did
+.lock             empty; held by the process that trains here
 """
 
 import contextlib
@@ -32,9 +33,11 @@ from shatter_tf import (
 from shatter_tf.command_line import UserError, first_line
 from shatter_tf.data.shards import VOCABULARY_FILE
 from shatter_tf.data.tokenizer import read_vocabulary, vocabulary_hash
-from shatter_tf.files import INCOMPLETE, held, write_whole
+from shatter_tf.files import INCOMPLETE, LOCK_FILE, check_name, held, write_whole
 
 EXPERIMENT_FILE, PARAMS_FILE = "experiment.json", "params.yaml"
+# Settings of the encoder that may change in the middle of a run: they cost memory or time, and change no result.
+_HOW_IT_IS_COMPUTED = ("query_block_size", "recompute_blocks")
 METRICS_FILE, HISTORY_FILE, NOT_FINITE_FILE = "metrics.json", "history.jsonl", "not_finite.npz"
 
 
@@ -82,6 +85,7 @@ def read(model_dir: str, flag: str = "--model_dir") -> Run:
 
 def check(model_dir: str, run: Run) -> None:
     """Raises UserError unless `run` may start or go on in `model_dir`; changes nothing."""
+    check_name(model_dir, "--model_dir")
     if not tf.io.gfile.exists(model_dir) or _only_begun(model_dir, run):
         return
     if not exists(model_dir):
@@ -90,6 +94,9 @@ def check(model_dir: str, run: Run) -> None:
     if before.experiment != run.experiment:
         raise UserError(f"--model_dir={model_dir}: holds a run of {before.experiment}, not of {run.experiment}")
     old, new = before.params.task.model.as_dict(), run.params.task.model.as_dict()
+    for model in (old, new):
+        for name in _HOW_IT_IS_COMPUTED:
+            model["encoder"]["any"].pop(name, None)
     changed = differences(old, new)
     if changed:
         raise UserError(f"--model_dir={model_dir}: holds another model ({'; '.join(changed)}); name a new directory")
@@ -101,7 +108,8 @@ def check(model_dir: str, run: Run) -> None:
 
 def _only_begun(model_dir: str, run: Run) -> bool:
     """Whether there is nothing in `model_dir` but what `write` leaves when it is killed or finds the disk full."""
-    files, names = [VOCABULARY_FILE, PARAMS_FILE, EXPERIMENT_FILE], sorted(tf.io.gfile.listdir(model_dir))
+    files = [VOCABULARY_FILE, PARAMS_FILE, EXPERIMENT_FILE]
+    names = sorted({*tf.io.gfile.listdir(model_dir)} - {LOCK_FILE})
     for i, file in enumerate(files):
         if names in (sorted(files[:i]), sorted([*files[:i], file + INCOMPLETE])):
             return not i or read_vocabulary(os.path.join(model_dir, VOCABULARY_FILE)) == run.vocabulary
@@ -128,7 +136,10 @@ def held_for_training(model_dir: str) -> Iterator[None]:
         finally:
             if is_new:
                 with contextlib.suppress(OSError):
-                    os.rmdir(model_dir)  # that of a run that was refused: one with anything in it stays
+                    # That of a run that was refused: one with anything else in it stays.
+                    if os.listdir(model_dir) == [LOCK_FILE]:
+                        os.remove(os.path.join(model_dir, LOCK_FILE))
+                    os.rmdir(model_dir)
 
 
 def differences(old, new, key: str = "") -> list[str]:

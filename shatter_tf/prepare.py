@@ -149,9 +149,11 @@ def main(argv: list[str]) -> None:
             validation=validation,
         ).write(temporary)
         publish(temporary, output_dir, last=shards.CORPUS_FILE)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(tf.errors.OpError):
             tf.io.gfile.rmtree(temporary)
+        if isinstance(error, tf.errors.OpError):
+            raise UserError(f"--output_dir={args.output_dir}: cannot be written ({first_line(error)})") from error
         raise
     seconds = time.time() - start
     tokens = sum(s.tokens for s in train + validation)

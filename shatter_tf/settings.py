@@ -291,7 +291,11 @@ def _derive(params: cfg.ExperimentConfig, explicit: dict, vocabulary_size: int) 
 
 
 def _share_with_validation(task: cfg.TaskConfig, explicit: dict) -> None:
-    own = _dig(explicit, "task", "validation_data")
+    own = {*_dig(explicit, "task", "validation_data")}
+    if "seq_length" in own:
+        own.add("max_predictions_per_seq")  # else longer rows would be masked less
+    if "input_path" in own:
+        own |= {"tfds_name", "tfds_data_dir"}
     for name in _SHARED_DATA_FIELDS:
         if hasattr(task.train_data, name) and name not in own:
             setattr(task.validation_data, name, copy.deepcopy(getattr(task.train_data, name)))
@@ -315,6 +319,10 @@ def _choose_tfds_splits(task: cfg.TaskConfig, data_dir: Optional[str]) -> None:
             raise UserError(
                 f"--data_dir={data_dir} and task.{name}.tfds_name={data.tfds_name}: one is read; leave out --data_dir, "
                 f"or set task.{name}.tfds_name=''"
+            )
+        if data.tfds_name and data.input_path:
+            raise UserError(
+                f"task.{name}.input_path={data.input_path} and tfds_name={data.tfds_name}: one is read; leave out one"
             )
         data.tfds_split = data.tfds_split or (split if data.tfds_name else "")
 

@@ -138,7 +138,7 @@ def _format_seconds(seconds: float) -> str:
 def _readable(logs: dict) -> dict[str, float]:
     """Returns the scalars of the trainer's logs, the loss first and under that name."""
     values = {key: float(tf.convert_to_tensor(value)) for key, value in logs.items() if not isinstance(value, dict)}
-    loss = values.pop("training_loss" if "training_loss" in values else "validation_loss")
+    loss = values.pop("training_loss" if "training_loss" in values else "validation_loss", math.nan)  # of nothing: none
     return {"loss": loss, **values}
 
 
@@ -213,6 +213,10 @@ class Session:
         except (AssertionError, ValueError) as error:
             reason = first_line(error)
             raise UserError(f"{self.checkpoint} does not fit this run's settings: {reason}") from error
+        before = model_dirs.read(self.model_dir).params.runtime
+        if self.params.runtime.mixed_precision_dtype == "float16" != before.mixed_precision_dtype:
+            optimizer = self.trainer.optimizer
+            optimizer._loss_scale.current_loss_scale.assign(optimizer.initial_scale)  # others had none to speak of
 
     @property
     def step(self) -> int:

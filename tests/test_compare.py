@@ -1,5 +1,6 @@
 """Grids of runs: read strictly, resumed where they stopped, and reported without a flattering choice."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -72,6 +73,10 @@ def test_read_grid(tmp_path):
         (dict(learning_rates=[]), "shatter: learning_rates and seeds must be lists of numbers"),
         (dict(learning_rates=["fast"]), "shatter: learning_rates and seeds must be lists of numbers"),
         (dict(variants={"four": 4}), "four: 4 is no settings"),
+        (dict(variants={"text": {"settings": "trainer.train_steps=4"}}), "text: .* is no settings"),
+        (dict(variants={"any[4]": {}}), r"variant=any\[4\]: TensorFlow takes \[ \] for a pattern"),
+        (dict(settings="trainer.train_steps=4"), "settings must be a mapping of names to values"),
+        (dict(under=["task"]), "settings must be a mapping of names to values, and under a name"),
         (dict(evaluate_at=512), "evaluate_at=512: needs a list of lengths"),
         (dict(reference="brt"), r"no variant brt \(did you mean bert\?\)"),
         (dict(plot=["shattr"]), r"no variant shattr \(did you mean shatter\?\)"),
@@ -83,12 +88,23 @@ def test_read_grid_refuses(tmp_path, changes, message):
         compare.read_grid(write_grid(tmp_path, **changes))
 
 
+def test_the_commit_is_ours_or_unknown(monkeypatch):
+    """Not that of a repository in which shatter_tf is installed; and there may be no git."""
+    assert (compare._commit() != "unknown") == (ROOT / ".git").exists()
+    monkeypatch.setattr(compare, "__file__", str(ROOT / "shatter_tf/installed.py"))
+    assert compare._commit() == "unknown"
+    monkeypatch.setenv("PATH", "")
+    assert compare._commit() == "unknown"
+
+
 def test_a_mistake_in_the_last_variant_stops_the_first_run(tmp_path, write_corpus, random_documents):
     data = write_corpus(random_documents(shards=1, per_shard=20))
     grid = write_grid(tmp_path, variants={**GRID["variants"], "wrong": {"any.num_partz": 6}})
     flags = [f"--data_dir={data}", f"--output_dir={tmp_path}/out"]
     with pytest.raises(UserError, match="no setting task.model.encoder.any.num_partz"):
         compare.main([f"--grid={grid}", *flags])
+    with pytest.raises(UserError, match="--output_dir=gs://b/out: must be on a disk"):
+        compare.main([f"--grid={grid}", "--output_dir=gs://b/out"])
     with pytest.raises(UserError, match="validation_data.seq_length=4096 is longer than the encoder's"):
         compare.main([f"--grid={write_grid(tmp_path, evaluate_at=[4096])}", *flags])
     assert not list((tmp_path / "out").rglob("model"))
@@ -103,6 +119,11 @@ def test_results_of_other_settings_are_not_taken_for_these(tmp_path, write_corpu
     more = compare.read_grid(write_grid(tmp_path, settings={**GRID["settings"], "task.train_data.seq_length": 8}), data)
     with pytest.raises(UserError, match="begun with other settings .task.train_data.seq_length was None, not 8"):
         compare.prepare_job(more, more.jobs[0], str(out))
+
+    (tmp_path / "other").symlink_to(data)
+    compare.prepare_job(grid, dataclasses.replace(grid.jobs[0], data_dir=str(tmp_path / "other")), str(out))
+    with pytest.raises(UserError, match="begun with other data .data_dir was .*corpus, not .*labels"):
+        compare.prepare_job(grid, dataclasses.replace(grid.jobs[0], data_dir=str(tmp_path / "labels")), str(out))
 
     finished = {**make_result("shatter", 1e-3, 0, [5.0]), "settings": grid.jobs[0].settings, "data_dir": data}
     (out / "results.jsonl").write_text(json.dumps(finished) + "\n")

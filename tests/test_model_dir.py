@@ -43,6 +43,20 @@ def test_what_is_not_ours_is_not_written_over(pretrain, tmp_path, files):
         model_dir.check(str(tmp_path / "run"), run)
 
 
+def test_names_that_tensorflow_takes_for_patterns_are_refused(pretrain, tmp_path):
+    """It would write checkpoints there, and not find them again."""
+    with pytest.raises(UserError, match=r"^--model_dir=\S+lr.1e-3.: TensorFlow takes \[ \] for a pattern of names"):
+        model_dir.check(str(tmp_path / "lr[1e-3]"), pretrain())
+
+
+def test_a_run_may_go_on_in_less_memory_but_not_as_another_model(pretrain, tmp_path):
+    model_dir.write(str(tmp_path), pretrain())
+    any_ = "task.model.encoder.any"
+    model_dir.check(str(tmp_path), pretrain(f"{any_}.recompute_blocks=true,{any_}.query_block_size=8"))
+    with pytest.raises(UserError, match="holds another model .encoder.any.norm_first was True, not False"):
+        model_dir.check(str(tmp_path), pretrain(f"{any_}.recompute_blocks=true,{any_}.norm_first=false"))
+
+
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
@@ -81,6 +95,7 @@ def test_two_processes_do_not_train_in_one_directory(tmp_path):
         with pytest.raises(UserError, match=refusal), model_dir.held_for_training(directory):
             pass
         other.send_signal(signal.SIGKILL)  # which leaves nothing that would have to be cleared away
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
     with model_dir.held_for_training(directory):
         (tmp_path / "run/vocab.txt").write_text("[PAD]")
     assert (tmp_path / "run/vocab.txt").exists()

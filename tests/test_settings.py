@@ -8,6 +8,7 @@ from tiny import tiny_override
 
 from shatter_tf import settings
 from shatter_tf.command_line import UserError
+from shatter_tf.data import labelled
 
 ENCODER, OPTIMIZER = "task.model.encoder.any", "trainer.optimizer_config.optimizer"
 
@@ -58,6 +59,13 @@ def test_validation_follows_training_unless_set(pretrain):
     assert task.validation_data.seq_length == 24
     assert task.validation_data.global_batch_size == task.train_data.global_batch_size == 4
     assert (task.train_data.mask_rate, task.validation_data.mask_rate) == (0.3, 0.2)
+
+
+def test_longer_rows_of_validation_are_not_masked_less(pretrain):
+    more = "task.train_data.max_predictions_per_seq=3"
+    assert pretrain(more).params.task.validation_data.max_predictions_per_seq == 3
+    more += ",task.validation_data.seq_length=32"
+    assert pretrain(more).params.task.validation_data.max_predictions_per_seq == 0
 
 
 def test_files_then_flags(pretrain, tmp_path, write_corpus, random_documents):
@@ -235,6 +243,20 @@ def test_without_data_the_settings_are_checked_all_the_same(experiment, message,
 )
 def test_the_best_loss_is_the_lowest(pretrain, override, comparison):
     assert pretrain(override).params.trainer.best_checkpoint_metric_comp == comparison
+
+
+def test_a_file_to_validate_on_wins_over_the_dataset_of_training(classify, tmp_path, vocab_file, monkeypatch):
+    rows = classify().params.task.validation_data.input_path
+    override = f"task.train_data.tfds_name=topics,task.train_data.vocab_file={vocab_file}"
+    override += ",task.train_data.global_batch_size=4"
+    monkeypatch.setattr(labelled, "read_tfds", lambda params: labelled.read_rows(rows))
+    task = settings.resolve(
+        "shatter/classify", params_override=f"{override},task.validation_data.input_path={rows}"
+    ).params.task
+    assert (task.train_data.tfds_name, task.validation_data.tfds_name) == ("topics", "")
+    assert (task.train_data.tfds_split, task.validation_data.tfds_split) == ("train", "")
+    with pytest.raises(UserError, match="task.train_data.input_path=.* and tfds_name=topics: one is read"):
+        settings.resolve("shatter/classify", params_override=f"{override},task.train_data.input_path={rows}")
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,11 @@ def test_files_are_found_or_refused(tmp_path):
     assert len(text.find_files(f"{first},{tmp_path}/./a.txt,{tmp_path}/same.md")) == 1
     with pytest.raises(UserError, match="no such file"):
         text.find_files(f"{tmp_path}/*.rst")
+    literally = write(tmp_path, b"x", "[ab].txt")
+    assert text.find_files(literally) == [literally]
+    (tmp_path / "gone.rst").symlink_to("nowhere")
+    with pytest.raises(UserError, match="gone.rst: cannot be read"):
+        text.find_files(f"{tmp_path}/*.rst")
     write(tmp_path, b"", "c.txt")
     with pytest.raises(UserError, match="c.txt: the file is empty"):
         text.find_files(f"{tmp_path}/*.txt")

@@ -21,6 +21,13 @@ def test_wordpieces(vocabulary):
     assert pieces(vocabulary, "[MASK] cat") == ["[UNK]", "[UNK]", "[UNK]", "cat"]  # no special token out of text
 
 
+def test_a_sentence_without_spaces_is_no_unknown_word():
+    """Thai has none."""
+    sentence = "แม่น้ำไหลผ่านเมืองเก่าและภูเขาสูง" * 2
+    vocabulary = tokenizers.train_vocabulary([sentence] * 3, 100, lower_case=False)
+    assert "".join(piece.removeprefix("##") for piece in pieces(vocabulary, sentence, lower_case=False)) == sentence
+
+
 def test_casing_and_unicode_normalisation():
     vocabulary = [*SPECIAL_TOKENS, "Caf\u00e9", "cafe", "caf\u00e9"]
     for text in ("Caf\u00e9", "Cafe\u0301"):

@@ -208,6 +208,21 @@ def test_training_in_half_precision(pretrain, tmp_path, capsys, dtype):
     assert losses[-1] < losses[0] - 0.3
 
 
+def test_a_run_that_goes_on_in_float16_has_float16s_scale(pretrain, tmp_path):
+    """Of a run in another precision, the checkpoint has a scale of 1, at which small gradients of float16 are zero."""
+    directory = str(tmp_path / "run")
+    trainer.Session(pretrain(STEPS), directory).train(evaluate=False)
+    float16 = "runtime.mixed_precision_dtype=float16"
+    session = trainer.Session(pretrain(f"{STEPS},{float16}"), directory)
+    assert session.step == 8
+    assert float(session.trainer.optimizer.loss_scale) == session.trainer.optimizer.initial_scale == 2**15
+    session.trainer.optimizer._loss_scale.current_loss_scale.assign(64.0)
+    model_dir.write(directory, session.run)
+    session._save()
+    resumed = trainer.Session(pretrain(f"{STEPS},{float16}"), directory)
+    assert float(resumed.trainer.optimizer.loss_scale) == 64
+
+
 def test_too_little_room_for_checkpoints_is_said_before_training(pretrain, tmp_path, monkeypatch):
     session = start(pretrain(STEPS), tmp_path / "run")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=1_000))

@@ -25,12 +25,18 @@ def find_files(patterns: str, flag: str = "--input") -> list[str]:
     """
     files = []
     for pattern in filter(None, (part.strip() for part in patterns.split(","))):
-        matched = [path for path in tf.io.gfile.glob(pattern) if not tf.io.gfile.isdir(path)]
+        # A name that is taken literally, whatever characters it has, comes first.
+        matched = [pattern] if tf.io.gfile.exists(pattern) else tf.io.gfile.glob(pattern)
+        matched = [path for path in matched if not tf.io.gfile.isdir(path)]
         if not matched:
             raise UserError(f"{flag}={pattern}: no such file")
         files += matched
     for path in files:
-        if tf.io.gfile.stat(path).length == 0:
+        try:
+            length = tf.io.gfile.stat(path).length
+        except tf.errors.OpError as error:
+            raise UserError(f"{path}: cannot be read ({first_line(error)})") from error
+        if length == 0:
             raise UserError(f"{path}: the file is empty")
     if not files:
         raise UserError(f"{flag} names no file")

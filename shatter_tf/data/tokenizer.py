@@ -18,6 +18,8 @@ COMPOSED_WITH_WHAT_IS_BEFORE = r"[\p{M}\x{1161}-\x{1175}\x{11A8}-\x{11C2}]"
 # are small, but Chinese has thousands.
 _CHARACTERS, _COVERAGE = 1000, 0.9995
 _BATCH_CHARACTERS = 1 << 18  # that are normalised at a time
+# Longer words are unknown. What is between two spaces may be a sentence: in Thai, where a letter has three bytes.
+_WORD_BYTES = 1000
 
 PAD, UNKNOWN, CLS, SEP, MASK = SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
@@ -141,7 +143,11 @@ class Tokenizer(tf.Module):
         ids = {token: i for i, token in enumerate(vocabulary)}
         self.pad_id, self.unknown_id, self.cls_id, self.sep_id, self.mask_id = (ids[token] for token in SPECIAL_TOKENS)
         self._wordpiece = tf_text.FastBertTokenizer(
-            vocab=vocabulary, token_out_type=tf.int32, unknown_token=UNKNOWN, lower_case_nfd_strip_accents=lower_case
+            vocab=vocabulary,
+            max_bytes_per_word=_WORD_BYTES,
+            token_out_type=tf.int32,
+            unknown_token=UNKNOWN,
+            lower_case_nfd_strip_accents=lower_case,
         )
 
     def tokenize(self, text: tf.Tensor) -> tf.RaggedTensor:
