@@ -30,7 +30,7 @@ if TYPE_CHECKING:  # TensorFlow would be imported for --help
     from shatter_tf.data.shards import Job, Written
 
 _SHARD_BYTES = 16 << 20  # of text: about 4 million tokens, which a training step may have to read at a resume
-_MOST_SHARDS = 200  # on this machine, which keeps all of them open: macOS allows 256 files
+_MOST_SHARDS = 200  # of a split, on this machine, which keeps all of them open
 _CHUNK_CHARACTERS = 1 << 20  # handed to a worker at a time
 _WORKER_BYTES = 8 << 20  # less text than this is not worth another process, which must import TensorFlow
 _VOCABULARY_BYTES = 200 << 20  # a vocabulary is trained on at most so much text, sampled evenly
@@ -98,7 +98,11 @@ def main(argv: list[str]) -> None:
     # Inside of a directory that is there: it may be a mount point, and what lies beside it cannot be renamed into it.
     between = "/" if is_there and "://" not in output_dir else ""
     temporary = f"{output_dir}{between}{INCOMPLETE}-{os.getpid()}"
-    num_shards = max(1, total_bytes // _SHARD_BYTES)
+    validation_bytes = sum(sizes[path] for path in held_out) or total_bytes * args.validation_fraction
+    num_shards = {shards.TRAIN: total_bytes, shards.VALIDATION: validation_bytes}
+    num_shards = {split: max(1, int(size // _SHARD_BYTES)) for split, size in num_shards.items()}
+    if args.runner == "local":
+        num_shards = {split: min(number, _MOST_SHARDS) for split, number in num_shards.items()}
     job = shards.Job(
         paths=paths + held_out,
         held_out=held_out,
@@ -107,7 +111,7 @@ def main(argv: list[str]) -> None:
         vocabulary=[],
         lower_case=not args.cased,
         validation_fraction=0.0 if held_out else args.validation_fraction,
-        num_shards=num_shards if args.runner == "beam" else min(num_shards, _MOST_SHARDS),
+        num_shards=num_shards,
         directory=temporary,
     )
     if args.vocab_file:

@@ -72,14 +72,17 @@ def test_text_to_validate_on_must_be_other_text_and_not_empty(corpus, tmp_path):
         corpus("here", f"--validation_input={tmp_path}/dev")
 
 
-@pytest.mark.parametrize("held_out", [False, True])
-def test_a_beam_pipeline_writes_the_same_bytes(corpus, tmp_path, held_out):
-    flags = ["--validation_fraction=0.1"]
+@pytest.mark.parametrize(
+    ("held_out", "fraction", "validation_shards"), [(False, 0.1, 1), (False, 0.5, 2), (True, 0, 1)]
+)
+def test_a_beam_pipeline_writes_the_same_bytes(corpus, tmp_path, held_out, fraction, validation_shards):
+    flags = [f"--validation_fraction={fraction}"]
     if held_out:
         (tmp_path / "dev.text").write_text("the old mat\n\na red dog\n\nthe old mat\n")
         flags = [f"--validation_input={tmp_path}/dev.text"]
     here, there = corpus("here", *flags), corpus("there", *flags, "--runner=beam")
     assert len([name for name in here if name.startswith("train-")]) > 2
+    assert len([name for name in here if name.startswith("validation-")]) == validation_shards
     assert here == there
 
 

@@ -90,7 +90,7 @@ def write(job: Job, options: str) -> Written:
 
     if not options:  # it runs here, and what it would log at a failure is said in one line
         logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
-    print(f"Beam: {len(job.paths)} files to at most {job.num_shards} + 1 shards", flush=True)
+    print(f"Beam: {len(job.paths)} files to at most {sum(job.num_shards.values())} shards", flush=True)
     try:
         with beam.Pipeline(options=PipelineOptions(shlex.split(options))) as pipeline:
             encoded = (

@@ -4,6 +4,7 @@ One record is one document: a tf.train.Example whose `ids` are [CLS] tokens… [
 to depends on its text alone, so every shard is a random sample of the corpus, and duplicates stay together.
 """
 
+import concurrent.futures
 import dataclasses
 import hashlib
 import json
@@ -75,7 +76,8 @@ class Corpus:
                 raise ValueError("no shards for training")
         except (ValueError, TypeError) as error:
             raise UserError(f"{path}: not a corpus description ({error})") from error
-        for shard in corpus.train + corpus.validation:
+
+        def check(shard: Shard) -> None:
             if os.path.basename(shard.file) != shard.file:
                 raise UserError(f"{path}: {shard.file} is not a plain file name")
             shard_path = os.path.join(directory, shard.file)
@@ -87,6 +89,10 @@ class Corpus:
                 raise UserError(
                     f"{shard_path}: {size:,} bytes, and {path} says {shard.bytes:,}; copy it again, or prepare it anew"
                 )
+
+        # An object store takes its time for each, and there may be thousands.
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            list(pool.map(check, corpus.train + corpus.validation))
         vocabulary_path = os.path.join(directory, VOCABULARY_FILE)
         if vocabulary_hash(read_vocabulary(vocabulary_path)) != corpus.vocabulary_sha256:
             raise UserError(f"{vocabulary_path}: not the vocabulary the corpus was prepared with")
@@ -104,19 +110,18 @@ def _check_types(item) -> None:
             raise ValueError(f"{name}={value!r}")
 
 
-def place(document: str, validation_fraction: float, num_shards: int) -> tuple[str, int]:
-    """Returns the split and, for training, the shard number of a document, by a hash of its text.
+def place(document: str, validation_fraction: float, num_shards: dict[str, int]) -> tuple[str, int]:
+    """Returns the split and the shard number of a document, by a hash of its text.
 
     Example:
-    >>> place("some text", 0.0, 4) == place("some text", 0.0, 4)
+    >>> place("some text", 0.0, {"train": 4}) == place("some text", 0.0, {"train": 4})
     True
-    >>> place("some text", 1.0, 4)
+    >>> place("some text", 1.0, {"validation": 1})
     ('validation', 0)
     """
     digest = hashlib.blake2b(document.encode(), digest_size=16).digest()
-    if int.from_bytes(digest[:8], "big") < validation_fraction * 2**64:
-        return VALIDATION, 0
-    return TRAIN, int.from_bytes(digest[8:], "big") % num_shards
+    split = VALIDATION if int.from_bytes(digest[:8], "big") < validation_fraction * 2**64 else TRAIN
+    return split, int.from_bytes(digest[8:], "big") % num_shards[split]
 
 
 @dataclasses.dataclass
@@ -129,7 +134,7 @@ class Job:
       layout, errors: as for `text.read_documents`.
       vocabulary, lower_case: of the tokenizer.
       validation_fraction: of the documents of the other files.
-      num_shards: for training; some may stay empty.
+      num_shards: of each split; some may stay empty.
       directory: where shards are written.
     """
 
@@ -140,7 +145,7 @@ class Job:
     vocabulary: list[str]
     lower_case: bool
     validation_fraction: float
-    num_shards: int
+    num_shards: dict[str, int]
     directory: str
 
     def documents(self, path: str) -> Iterator[str]:
@@ -154,9 +159,11 @@ class Job:
 
     def shards(self) -> dict[tuple[str, int], Shard]:
         """Returns every shard that `place` can name, by what it returns, empty."""
-        train = {(TRAIN, i): f"train-{i:05d}-of-{self.num_shards:05d}.tfrecord" for i in range(self.num_shards)}
-        names = {**train, (VALIDATION, 0): "validation-00000-of-00001.tfrecord"}
-        return {key: Shard(name) for key, name in names.items()}
+        return {
+            (split, i): Shard(f"{split}-{i:05d}-of-{number:05d}.tfrecord")
+            for split, number in self.num_shards.items()
+            for i in range(number)
+        }
 
 
 @dataclasses.dataclass
