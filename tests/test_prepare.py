@@ -3,6 +3,7 @@
 import gzip
 
 import pytest
+import tensorflow as tf
 
 from shatter_tf import prepare
 from shatter_tf.command_line import UserError
@@ -54,6 +55,17 @@ def test_output_directories_are_refused_at_once(corpus, tmp_path, monkeypatch):
     ):
         with pytest.raises(UserError, match=f"^--output_dir={tmp_path}/{name}: {why}"):
             prepare.main([f"--input={tmp_path}/text/*", f"--output_dir={tmp_path}/{name}"])
+
+
+def test_what_a_disk_refuses_is_one_line_and_leaves_nothing(corpus, tmp_path, monkeypatch):
+    def full(*args):
+        raise tf.errors.ResourceExhaustedError(None, None, "no space left on device")
+
+    monkeypatch.setattr(prepare, "_write", full)
+    before = sorted(path.name for path in tmp_path.iterdir())
+    with pytest.raises(UserError, match=f"^--output_dir={tmp_path}/new: cannot be written .no space left on device"):
+        corpus("new")
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
 def test_there_are_no_more_shards_than_files_can_be_open(corpus, monkeypatch):
