@@ -9,7 +9,7 @@ import tf_keras
 from official.core import task_factory
 from tensorflow.python.tpu import tpu_system_metadata
 
-from shatter_tf import trainer
+from shatter_tf import model_dir, trainer
 
 CORES = 2
 _CPU = "/job:localhost/replica:0/task:0/device:CPU:"
@@ -61,8 +61,13 @@ def tpu_operations(function: tf.types.experimental.ConcreteFunction) -> set[str]
 )
 def test_a_tpu_strategy_takes_training_and_evaluation(request, tmp_path, tpu_strategy, experiment, more):
     run = request.getfixturevalue(experiment)(more=f"runtime.mixed_precision_dtype=bfloat16,{more}".rstrip(","))
-    session = trainer.Session(run, str(tmp_path / "run"), tpu_strategy)
-    session.manager.save(checkpoint_number=0)
+    model_dir.write(str(tmp_path), run)
+    session = trainer.Session(run, str(tmp_path), tpu_strategy)
+    assert "on 2 replicas" in session.describe()
+    session._check_room()
+    session._save()
+    session = trainer.Session(run, str(tmp_path), tpu_strategy)
+    assert session.checkpoint.endswith("ckpt-0")
     loop = session.trainer.create_train_loop_fn()
     train = loop.get_concrete_function(iter(session.trainer.train_dataset), tf.constant(2))
     assert {"TPUReplicateMetadata", "If", "AssignVariableOp"} <= tpu_operations(train)
