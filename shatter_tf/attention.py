@@ -270,7 +270,8 @@ class ShatterAttention(tf_keras.layers.Layer):
 
 def as_config(config) -> ShatterConfig:
     """Returns `config`, a ShatterConfig or the dict of one, checked; raises ValueError with every problem in it."""
-    config = config if isinstance(config, ShatterConfig) else ShatterConfig(**config)
+    # A copy: what is built does not change when its caller's settings do.
+    config = config.replace() if isinstance(config, ShatterConfig) else ShatterConfig(**config)
     if config.problems():
         raise ValueError("; ".join(config.problems()))
     return config

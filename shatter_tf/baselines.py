@@ -201,6 +201,7 @@ class BertBaseline(networks.BertEncoderV2):
             self.freeze_pooler()
 
     def call(self, inputs):
+        inputs = {**inputs, "input_mask": tf.cast(inputs["input_mask"], tf.int32)}
         outputs = super().call(inputs)
         if self.config.pooling == "mean":
             outputs["pooled_output"] = mean_of_tokens(outputs["sequence_output"], inputs["input_mask"])

@@ -151,6 +151,7 @@ class ShatterEncoder(tf_keras.layers.Layer):
       input_mask: 1 for tokens and 0 for padding, or pack numbers 1, 2, 3, … for documents packed into one row;
         tokens attend only within their own number, and padding has exactly no influence.
       input_type_ids: segment numbers; optional, zeros when absent.
+      input_word_embeddings: optional, float [B, L, D] in place of the vectors of `input_word_ids`.
 
     Returns a dict:
       sequence_output: [B, L, D].
@@ -231,6 +232,8 @@ class ShatterEncoder(tf_keras.layers.Layer):
     def from_model_dir(cls, model_dir: str) -> "ShatterEncoder":
         """Returns the encoder of any run of shatter_tf.train, with the weights of its best or else newest checkpoint.
 
+        A pooler that no loss of the run depended on is random; it is trained from now on.
+
         Raises:
           UserError: when `model_dir` holds no run of a Shatter encoder, or no checkpoint.
         """
@@ -241,6 +244,8 @@ class ShatterEncoder(tf_keras.layers.Layer):
         encoder = TextEncoder.from_model_dir(model_dir).encoder
         if not isinstance(encoder, cls):
             raise UserError(f"{model_dir}: its encoder is a {type(encoder).__name__}, not a {cls.__name__}")
+        if encoder.pooler is not None:
+            encoder.pooler.trainable = True
         return encoder
 
     def call(self, inputs, training=None):
@@ -252,7 +257,9 @@ class ShatterEncoder(tf_keras.layers.Layer):
             )
         length = word_ids.shape[1] or tf.shape(word_ids)[1]
 
-        h = self.word_embeddings(word_ids)
+        h = inputs.get("input_word_embeddings")
+        if h is None:
+            h = self.word_embeddings(word_ids)
         if inputs.get("input_type_ids") is not None:
             h += self.type_embeddings(inputs["input_type_ids"])
         else:
@@ -262,7 +269,7 @@ class ShatterEncoder(tf_keras.layers.Layer):
             keys = row_keys(self._dropout_seed, self._batches.assign_add(1), tf.shape(word_ids)[0])
         h = dropout(tf.cast(self.embeddings_layer_norm(h), self.compute_dtype), self.config.dropout_rate, keys)
 
-        packs, last = inputs["input_mask"], self.blocks[-1]
+        packs, last = tf.cast(inputs["input_mask"], tf.int32), self.blocks[-1]
         if self._in_query_blocks(word_ids.shape[1]):
             pairs = (packs,)
         else:
@@ -284,7 +291,7 @@ class ShatterEncoder(tf_keras.layers.Layer):
             h = tf.cast(self.final_layer_norm(h), self.compute_dtype)
             outputs[-1] = h
 
-        pooled = mean_of_tokens(h, inputs["input_mask"]) if self.pooler is None else self.pooler(h[:, 0])
+        pooled = mean_of_tokens(h, packs) if self.pooler is None else self.pooler(h[:, 0])
         if keys is not None:
             output_keys = site_keys(keys, len(self.blocks))
             pooled = dropout(pooled[:, tf.newaxis], self.output_dropout_rate, output_keys)[:, 0]
@@ -305,6 +312,16 @@ class ShatterEncoder(tf_keras.layers.Layer):
     def get_embedding_table(self) -> tf.Variable:
         """Returns the word embeddings, float32 [vocab_size, D]; the masked-LM head shares them."""
         return self.word_embeddings.embeddings
+
+    @property
+    def transformer_layers(self) -> list[ShatterEncoderBlock]:
+        """The blocks, in order."""
+        return self.blocks
+
+    @property
+    def pooler_layer(self) -> Optional[tf_keras.layers.Layer]:
+        """What makes `pooled_output` of the first token; None where it is the mean."""
+        return self.pooler
 
     def get_embedding_layer(self) -> tf_keras.layers.Layer:
         """Returns the layer of the word embeddings."""

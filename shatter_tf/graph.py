@@ -17,6 +17,9 @@ UNSAFE_OPERATIONS = {
     *("FixedLengthRecordDataset", "FixedLengthRecordDatasetV2", "TFRecordReaderV2", "TextLineReaderV2"),
     *("WholeFileReaderV2", "FixedLengthRecordReaderV2", "LMDBReader", "LoadAndRemapMatrix"),
     *("InitializeTableFromTextFile", "InitializeTableFromTextFileV2", "FileSystemSetConfiguration"),
+    *("SqlDataset", "ExperimentalSqlDataset", "LMDBDataset", "ExperimentalLMDBDataset", "ExperimentalCSVDataset"),
+    *("ExperimentalMatchingFilesDataset", "SnapshotDatasetReader", "SnapshotChunkDataset", "ListSnapshotChunksDataset"),
+    *("TFRecordReader", "TextLineReader", "WholeFileReader", "FixedLengthRecordReader"),
     *("PyFunc", "PyFuncStateless", "EagerPyFunc"),
 }
 # Every SavedModel has these, in functions that its saver alone calls; loading it leaves those alone.

@@ -3,6 +3,7 @@
 import numpy as np
 import tensorflow as tf
 
+from shatter_tf.saved_model import relative_difference
 from shatter_tf.serving import INPUTS, Servable
 
 
@@ -37,7 +38,7 @@ def _numbers(servable: Servable, inputs: dict[str, tf.Tensor]) -> dict[str, tf.T
 def difference(servable: Servable, model: bytes, texts: tf.Tensor) -> float:
     """Returns how far the numbers of LiteRT's interpreter for strings [N] are from the trained model's, at most.
 
-    NaN where either gives NaN.
+    Of outputs beyond 1, it is the share of the largest. NaN where either gives NaN.
     """
     from ai_edge_litert.interpreter import Interpreter
 
@@ -47,5 +48,5 @@ def difference(servable: Servable, model: bytes, texts: tf.Tensor) -> float:
         inputs = servable.tokenizer.pad(servable.encode(text[tf.newaxis]), servable.seq_length)
         outputs = run(**{name: value.numpy() for name, value in inputs.items()})
         for name, value in _numbers(servable, inputs).items():
-            differences.append(np.max(np.abs(value.numpy() - outputs[name])))
+            differences.append(relative_difference(outputs[name], value.numpy()))
     return float(np.max(differences))

@@ -96,7 +96,7 @@ def check(model_dir: str, run: Run) -> None:
     old, new = before.params.task.model.as_dict(), run.params.task.model.as_dict()
     for model in (old, new):
         for name in _HOW_IT_IS_COMPUTED:
-            model["encoder"]["any"].pop(name, None)
+            model["encoder"].get("any", {}).pop(name, None)
     changed = differences(old, new)
     if changed:
         raise UserError(f"--model_dir={model_dir}: holds another model ({'; '.join(changed)}); name a new directory")

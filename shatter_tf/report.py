@@ -1,6 +1,7 @@
 """What a comparison shows: a Markdown table, curves against steps and wall-clock, and a dot for every run."""
 
 import json
+import math
 import os
 import statistics
 
@@ -12,14 +13,19 @@ REPORT_FILE, CURVES_FILE, FINAL_FILE = "report.md", "curves.png", "final.png"
 
 
 def best_runs(results: list[dict], metric: str, sign: int) -> dict[str, list[dict]]:
-    """Returns each variant's runs at its best learning rate: the one whose mean over seeds at the end is best."""
+    """Returns each variant's runs at its best learning rate: the one whose mean over seeds at the end is best.
+
+    One whose mean is no number is the worst.
+    """
+
+    def goodness(runs: list[dict]) -> float:
+        mean = statistics.mean(final(run, metric) for run in runs)
+        return -math.inf if math.isnan(mean) else sign * mean
+
     groups: dict[str, dict[float, list[dict]]] = {}
     for line in results:
         groups.setdefault(line["variant"], {}).setdefault(line["learning_rate"], []).append(line)
-    return {
-        variant: max(rates.values(), key=lambda runs: sign * statistics.mean(final(run, metric) for run in runs))
-        for variant, rates in groups.items()
-    }
+    return {variant: max(rates.values(), key=goodness) for variant, rates in groups.items()}
 
 
 def final(run: dict, metric: str) -> float:

@@ -65,9 +65,9 @@ def sample_inputs(servable: Servable, name: str, number: int, words: int) -> dic
 def difference(servable: Servable, path: str) -> float:
     """Returns how far the numbers that the SavedModel at `path` gives are from the trained model's, at most.
 
-    NaN where either gives NaN; infinity where labels or words are others. It is loaded as it lies on the disk, and
-    asked for batches of several sizes and lengths; the trained model computes without a graph, on inputs padded to
-    another length.
+    Of outputs beyond 1 it is a share of the largest, see `relative_difference`. NaN where either gives NaN; infinity
+    where labels or words are others. The SavedModel is loaded as it lies on the disk, and asked for batches of several
+    sizes and lengths; the trained model computes without a graph, on inputs padded to another length.
     """
     exported = tf.saved_model.load(path)
     differences = []
@@ -81,8 +81,20 @@ def difference(servable: Servable, path: str) -> float:
                 if key in _EXACT and not tf.reduce_all(outputs[key] == expected):
                     return np.inf
                 if expected.dtype == tf.float32:
-                    differences.append(tf.reduce_max(tf.abs(outputs[key] - expected)))
+                    differences.append(relative_difference(outputs[key].numpy(), expected.numpy()))
     return float(np.max(differences))  # NaN if one is, which Python's max is not
+
+
+def relative_difference(actual: np.ndarray, expected: np.ndarray) -> float:
+    """Returns the largest difference of two arrays; as a share of the largest number expected, if that is beyond 1.
+
+    float32 rounds scores of a thousand by as much as it would be wrong to be off in a probability.
+
+    Example:
+    >>> relative_difference(np.array([1000.0, 3.0]), np.array([1000.0, 2.0]))
+    0.001
+    """
+    return float(np.max(np.abs(actual - expected)) / max(1.0, np.max(np.abs(expected))))
 
 
 def write_warmup_requests(servable: Servable, path: str, model_name: str) -> None:
@@ -137,8 +149,7 @@ def write_card(
         f"step {step:,}. The encoder is {'Shatter' if encoder.type == 'any' else 'BERT'}: {encoder.get().num_layers} "
         f"layers of {encoder.get().hidden_size}; {count_parameters(variables):,} parameters in all, stored as "
         f"{' and '.join(sorted({variable.dtype.name for variable in variables}))}; {len(finished.vocabulary):,} "
-        f"wordpieces, {'lower-cased' if finished.lower_case else 'cased'}; texts longer than {servable.seq_length} "
-        "wordpieces are cut.",
+        f"wordpieces, {'lower-cased' if finished.lower_case else 'cased'}; {_long_texts(finished, servable)}.",
         "",
         f"Weights: {size(os.path.join(path, 'variables')) / 1e6:.1f} MB. Graph: "
         f"{tf.io.gfile.stat(os.path.join(path, 'saved_model.pb')).length / 1e6:.1f} MB.",
@@ -164,6 +175,16 @@ def write_card(
     ]
     with tf.io.gfile.GFile(os.path.join(path, CARD_FILE), "w") as f:
         f.write("\n".join(lines))
+
+
+def _long_texts(finished: Run, servable: Servable) -> str:
+    """Returns what becomes of long texts."""
+    if finished.experiment != "shatter/answer":
+        return f"texts longer than {servable.seq_length} wordpieces are cut"
+    return (
+        f"contexts are read in windows of {servable.seq_length} wordpieces, and questions longer than "
+        f"{finished.params.task.train_data.max_query_length} are cut"
+    )
 
 
 def _describe(name: str, spec) -> str:

@@ -17,6 +17,7 @@ from shatter_tf.data.question_answering import best_spans, lay_out, windows
 from shatter_tf.data.tokenizer import Tokenizer
 from shatter_tf.encoder import mean_of_tokens
 from shatter_tf.model_dir import Run
+from shatter_tf.precision import policy_scope
 
 # Operations of TensorFlow Text that exports may use, and the oldest TF Serving known to link them.
 TEXT_OPERATIONS = ("FastBertNormalize", "FastWordpieceTokenizeWithOffsets", "NormalizeUTF8")
@@ -348,13 +349,9 @@ class _MatricesInBfloat16(tf_keras.mixed_precision.Policy):
 
 def in_bfloat16(task: cfg.TaskConfig, model: tf_keras.Model) -> tf_keras.Model:
     """Returns the model of `task` with its matrices rounded to bfloat16; it computes in float32."""
-    before, policy = tf_keras.mixed_precision.global_policy(), _MatricesInBfloat16()
-    tf_keras.mixed_precision.set_global_policy(policy)
-    try:
-        with tf.variable_creator_scope(policy.create_variable):
-            stored = task_factory.get_task(task).build_model()
-    finally:
-        tf_keras.mixed_precision.set_global_policy(before)
+    policy = _MatricesInBfloat16()
+    with policy_scope(policy), tf.variable_creator_scope(policy.create_variable):
+        stored = task_factory.get_task(task).build_model()
     for variable, value in zip(stored.variables, model.variables, strict=True):
         variable.assign(tf.cast(value, variable.dtype))
     return stored

@@ -10,12 +10,13 @@ from shatter_tf.checkpoints import best_checkpoint, restore_pretrained
 from shatter_tf.command_line import UserError
 from shatter_tf.data.tokenizer import Tokenizer
 from shatter_tf.encoder import mean_of_tokens
+from shatter_tf.precision import policy_scope
 from shatter_tf.tasks import EncoderConfig, build_encoder
 
 
 @tf_keras.utils.register_keras_serializable(package="shatter_tf")
 class TextEncoder(tf_keras.layers.Layer):
-    """A tokenizer and an encoder: strings [B] to the mean of the last layer's vectors over tokens, float32 [B, D].
+    """A tokenizer and an encoder: strings [B] or [B, 1] to the mean of the last vectors over tokens, float32 [B, D].
 
     `encoder` and `tokenizer` are its parts; where single tokens matter, use those. Saved with a model, in Keras's or
     the SavedModel format, it brings its vocabulary along.
@@ -28,7 +29,8 @@ class TextEncoder(tf_keras.layers.Layer):
         `seq_length` is beyond the encoder's `query_block_size`, to `seq_length`: blocks need a length known beforehand.
 
     Raises:
-      UserError: when `seq_length` is beyond what the encoder takes.
+      UserError: when `seq_length` is beyond what the encoder takes, or leaves no room for text.
+      ValueError: for inputs of another shape.
 
     Example:
     >>> import tensorflow as tf
@@ -47,6 +49,8 @@ class TextEncoder(tf_keras.layers.Layer):
         longest = own.max_position_embeddings if config.type == "bert" else own.max_sequence_length
         if seq_length > longest:
             raise UserError(f"seq_length={seq_length} is longer than the encoder's {longest} positions")
+        if seq_length < 3:
+            raise UserError(f"seq_length={seq_length}: two special tokens leave no room for text")
         self._settings = dict(
             encoder={"type": config.type, config.type: own.as_dict()},
             vocabulary=list(vocabulary),
@@ -55,8 +59,9 @@ class TextEncoder(tf_keras.layers.Layer):
         )
         self.tokenizer, self.seq_length = Tokenizer(vocabulary, lower_case), seq_length
         self._padded_length = seq_length if seq_length > getattr(own, "query_block_size", seq_length) else None
-        self.encoder = build_encoder(config, use_pooler=False)
-        self.encoder(self.encoder.inputs)  # makes its weights, so that they can be restored at once
+        with policy_scope(self.dtype_policy):
+            self.encoder = build_encoder(config, use_pooler=False)
+            self.encoder(self.encoder.inputs)  # makes its weights, so that they can be restored at once
 
     @classmethod
     def from_model_dir(cls, model_dir: str, seq_length: Optional[int] = None, **kwargs) -> "TextEncoder":
@@ -72,12 +77,18 @@ class TextEncoder(tf_keras.layers.Layer):
         run = model_dirs.read(model_dir)
         task = run.params.task
         encoder = {"type": task.model.encoder.type, task.model.encoder.type: task.model.encoder.get().as_dict()}
-        layer = cls(encoder, run.vocabulary, run.lower_case, seq_length or task.train_data.seq_length, **kwargs)
+        seq_length = task.train_data.seq_length if seq_length is None else seq_length
+        layer = cls(encoder, run.vocabulary, run.lower_case, seq_length, **kwargs)
         checkpoint = best_checkpoint(model_dir) or model_dir
         restore_pretrained(dict(encoder=layer.encoder), checkpoint, layer.encoder)
         return layer
 
     def call(self, text, training=None):
+        text = tf.convert_to_tensor(text)
+        if text.shape.rank == 2 and text.shape[1] == 1:
+            text = text[:, 0]
+        if text.shape.rank != 1:
+            raise ValueError(f"TextEncoder takes strings [B] or [B, 1], not {text.shape}")
         inputs = self.tokenizer.pad(self.tokenizer.encode(text, None, self.seq_length), self._padded_length)
         outputs = self.encoder(inputs, training=training)
         return mean_of_tokens(tf.cast(outputs["sequence_output"], tf.float32), inputs["input_mask"])

@@ -12,7 +12,6 @@ from typing import Optional
 import tensorflow as tf
 import tf_keras
 from official.core import base_trainer, task_factory
-from official.modeling import performance
 
 from shatter_tf import model_dir as model_dirs
 from shatter_tf.checkpoints import BEST_SUBDIR, PREFIX, checkpoint_step, count_parameters, latest_checkpoint
@@ -20,6 +19,7 @@ from shatter_tf.command_line import UserError, first_line, say
 from shatter_tf.data.shards import Corpus
 from shatter_tf.distribution import agree, batch_problems, build_strategy, check_alike, is_chief, with_others
 from shatter_tf.model_dir import NOT_FINITE_FILE, Run
+from shatter_tf.precision import set_precision
 from shatter_tf.preemption import StopRequest
 
 # A smaller share of the time spent waiting for data is not worth a user's attention.
@@ -118,11 +118,6 @@ class Trainer(base_trainer.Trainer):
         if local[0].shape.rank and isinstance(self.strategy, tf.distribute.MultiWorkerMirroredStrategy):
             return (self.strategy.gather(value, axis=0),)
         return local
-
-
-def set_precision(runtime) -> None:
-    """Makes layers built from now on compute in `runtime.mixed_precision_dtype`, float32 if it is unset."""
-    performance.set_mixed_precision_policy(tf.as_dtype(runtime.mixed_precision_dtype or "float32"))
 
 
 def _format_metrics(metrics: dict[str, float]) -> str:

@@ -12,7 +12,7 @@ from official.core import task_factory
 from tensorflow.compiler.xla.service import hlo_pb2
 
 from shatter_tf.checkpoints import count_parameters
-from shatter_tf.trainer import set_precision
+from shatter_tf.precision import set_precision
 
 
 def synthetic_batch(params: cfg.ExperimentConfig) -> dict[str, tf.Tensor]:

@@ -212,6 +212,8 @@ class Shown:
         inputs = self.inputs or self._validation_text()
         encoder = ShatterEncoder(self.config.replace(return_attention_scores=True, output_range=None))
         encoder(inputs)  # makes its variables
+        if encoder.pooler is not None:
+            encoder.pooler.trainable = trained.pooler.trainable  # Keras's order of weights goes by it
         encoder.set_weights(trained.get_weights())
         scores = encoder(inputs)["attention_scores"]
         ids = inputs["input_word_ids"][0].numpy()

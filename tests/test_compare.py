@@ -145,6 +145,12 @@ def make_result(variant, rate, seed, losses, parameters=1000):
     )  # fmt: skip
 
 
+def test_a_rate_that_ends_in_no_number_is_not_the_best():
+    results = [make_result("shatter", 1e-2, 0, [float("nan")]), make_result("shatter", 1e-3, 0, [3.0])]
+    for sign in (-1, 1):
+        assert report.best_runs(results, "loss", sign)["shatter"][0]["learning_rate"] == 1e-3
+
+
 def test_report(tmp_path):
     grid = compare.read_grid(write_grid(tmp_path))
     results = [

@@ -42,6 +42,30 @@ def test_has_the_contract_of_bert_encoder_v2():
     assert shatter.inputs.keys() == bert.inputs.keys()
     assert shatter.get_embedding_table().shape == (37, 14)
     assert shatter.get_embedding_layer() is shatter.word_embeddings
+    assert len(shatter.transformer_layers) == len(bert.transformer_layers) == 3
+    assert shatter.pooler_layer is None
+
+
+def test_masks_of_any_type_and_vectors_in_place_of_words():
+    encoder, inputs = ShatterEncoder(small()), batch()
+    inputs["input_mask"][:, 9:] = 0
+    expected = encoder(inputs)
+    for mask in (inputs["input_mask"] > 0, inputs["input_mask"].astype(np.float32)):
+        outputs = encoder({**inputs, "input_mask": mask})
+        for key in ("sequence_output", "pooled_output"):
+            np.testing.assert_array_equal(outputs[key], expected[key])
+    vectors = tf.gather(encoder.get_embedding_table(), inputs["input_word_ids"])
+    others = {**inputs, "input_word_ids": np.zeros_like(inputs["input_word_ids"]), "input_word_embeddings": vectors}
+    np.testing.assert_array_equal(encoder(others)["sequence_output"], expected["sequence_output"])
+
+
+def test_what_is_built_does_not_change_with_its_callers_settings():
+    config = small()
+    encoder = ShatterEncoder(config)
+    expected = encoder(batch())["sequence_output"]
+    config.num_layers, config.sigmoid_bias = 7, 0.0
+    np.testing.assert_array_equal(encoder(batch())["sequence_output"], expected)
+    assert encoder.get_config()["config"]["num_layers"] == 3
 
 
 def test_type_ids_are_optional():

@@ -53,6 +53,9 @@ def test_a_run_may_go_on_in_less_memory_but_not_as_another_model(pretrain, tmp_p
     model_dir.write(str(tmp_path), pretrain())
     any_ = "task.model.encoder.any"
     model_dir.check(str(tmp_path), pretrain(f"{any_}.recompute_blocks=true,{any_}.query_block_size=8"))
+    bert = pretrain("task.model.encoder.type=bert")
+    model_dir.write(str(tmp_path / "bert"), bert)
+    model_dir.check(str(tmp_path / "bert"), bert)
     with pytest.raises(UserError, match="holds another model .encoder.any.norm_first was True, not False"):
         model_dir.check(str(tmp_path), pretrain(f"{any_}.recompute_blocks=true,{any_}.norm_first=false"))
 

@@ -62,6 +62,27 @@ def test_long_inputs_are_attended_to_in_blocks_and_give_the_same_vectors():
     assert not any(shape[-2:] == [16, 16] for shape in block_shapes if (shape.rank or 0) > 1)
 
 
+def test_columns_of_strings_are_as_good_as_rows():
+    layer = TextEncoder(dict(type="any", any=ANY), VOCABULARY, lower_case=True, seq_length=16)
+    texts = tf.constant(["good film bad", "bad", "film film film"])
+    column = tf_keras.Input((1,), dtype=tf.string)
+    expected = layer(texts).numpy()
+    np.testing.assert_allclose(tf_keras.Model(column, layer(column))(texts[:, tf.newaxis]), expected, atol=1e-6)
+    np.testing.assert_array_equal(layer(texts[:, tf.newaxis]), expected)
+    for wrong in (texts[0], tf.reshape(texts, [1, 3])):
+        with pytest.raises(ValueError, match=r"takes strings \[B\] or \[B, 1\]"):
+            layer(wrong)
+
+
+@pytest.mark.parametrize("encoder", [dict(type="any", any=ANY), dict(type="bert", bert=BERT)])
+def test_its_encoder_computes_in_the_layers_precision_wherever_it_is_rebuilt(encoder):
+    layer = TextEncoder(encoder, VOCABULARY, lower_case=True, dtype="mixed_bfloat16")
+    for one in (layer, TextEncoder.from_config(layer.get_config())):
+        assert one.encoder.compute_dtype == "bfloat16"
+        inputs = one.tokenizer.pad(one.tokenizer.encode(tf.constant(TEXTS), None, 16))
+        assert one.encoder(inputs)["sequence_output"].dtype == tf.bfloat16
+
+
 def test_vectors_are_float32_in_mixed_precision():
     tf_keras.mixed_precision.set_global_policy("mixed_bfloat16")
     layer = TextEncoder(dict(type="any", any=ANY), VOCABULARY, lower_case=True)
@@ -84,6 +105,8 @@ def test_settings_come_back():
 def test_refusals(exported, tmp_path):
     with pytest.raises(UserError, match="seq_length=513 is longer than the encoder's 512 positions"):
         TextEncoder(dict(type="any", any=ANY), VOCABULARY, lower_case=True, seq_length=513)
+    with pytest.raises(UserError, match="seq_length=2: two special tokens leave no room for text"):
+        TextEncoder(dict(type="any", any=ANY), VOCABULARY, lower_case=True, seq_length=2)
     with pytest.raises(UserError, match="not a training directory"):
         TextEncoder.from_model_dir(str(tmp_path))
     with pytest.raises(KeyError, match="num_heads"):

@@ -52,10 +52,8 @@ def tpu_operations(function: tf.types.experimental.ConcreteFunction) -> set[str]
     ("experiment", "more"),
     [
         ("pretrain", ""),
-        ("pretrain", "trainer.accumulation_steps=2"),
-        ("pretrain", "task.model.encoder.type=bert"),
+        ("pretrain", "trainer.accumulation_steps=2,task.model.encoder.type=bert"),
         ("classify", ""),
-        ("regress", ""),
         ("tag", ""),
     ],
 )

@@ -233,6 +233,13 @@ def test_a_run_without_a_checkpoint(pretrain, tmp_path, draw, figures):
         visualize.main([f"--model={directory}", "--output=a.png"])
 
 
+def test_a_pooler_that_is_not_trained_is_no_obstacle(pretrain, tmp_path, draw):
+    run, directory = pretrain(f"{FAST},task.model.encoder.any.pooling=first_token"), tmp_path / "model"
+    Session(run, str(directory)).train(evaluate=False)
+    out, names = draw(directory)
+    assert "attention.png" in names, out
+
+
 def test_bert_has_curves_alone(pretrain, tmp_path, draw):
     run = pretrain("task.model.encoder.type=bert")
     history = [dict(step=1, seconds=1.0, loss=2.0, masked_lm_accuracy=0.5)]
