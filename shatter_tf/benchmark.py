@@ -114,8 +114,15 @@ def _precision(args: argparse.Namespace) -> str:
     """Returns the precision that a target is made for."""
     if args.target == "cpu":
         return "float32"
-    has_bfloat16 = args.compiled_for not in GPUS or GPUS[args.compiled_for].compute_capability >= (8, 0)
-    return "bfloat16" if has_bfloat16 else "float16"
+    capability = (8, 0)  # from where on GPUs have bfloat16; TPUs do
+    if args.compiled_for in GPUS:
+        capability = GPUS[args.compiled_for].compute_capability
+    elif args.target == "gpu":
+        import tensorflow as tf
+
+        for gpu in tf.config.list_physical_devices("GPU")[:1]:
+            capability = tf.config.experimental.get_device_details(gpu).get("compute_capability", capability)
+    return "bfloat16" if capability >= (8, 0) else "float16"
 
 
 class Machine:

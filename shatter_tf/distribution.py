@@ -102,6 +102,11 @@ def problems(runtime: cfg.RuntimeConfig) -> list[str]:
         found.append(f"runtime.tpu={runtime.tpu}, but runtime.distribution_strategy={name}; use tpu")
     if name == MULTI_WORKER and 0 < runtime.num_gpus < gpus:
         found.append(f"runtime.num_gpus={runtime.num_gpus}: {name} takes all {gpus}; hide some by CUDA_VISIBLE_DEVICES")
+    if name == MULTI_WORKER and gpus and runtime.enable_xla and runtime.all_reduce_alg not in (None, "nccl"):
+        found.append(
+            f"runtime.all_reduce_alg={runtime.all_reduce_alg}: XLA compiles nccl alone; leave it out, or set "
+            "runtime.enable_xla=false"
+        )
     try:
         workers = len(_workers()[0])
     except UserError as error:

@@ -162,6 +162,17 @@ def problems(params: cfg.ExperimentConfig, vocabulary_size: int) -> list[str]:
         found.append(f"runtime.loss_scale={runtime.loss_scale} is for runtime.mixed_precision_dtype=float16")
     elif runtime.loss_scale not in (None, "dynamic"):
         found.append(f"runtime.loss_scale={runtime.loss_scale}: a fixed scale would not skip steps; use dynamic")
+    if runtime.distribution_strategy == distribution.TPU and runtime.tpu not in (None, "", "local"):
+        remote = f"runtime.tpu={runtime.tpu}: its hosts have TensorFlow alone, and cannot"
+        if not isinstance(task.train_data, PretrainDataConfig):
+            found.append(f"{remote} read text; fine-tune on a TPU VM, runtime.tpu=local, or on GPUs")
+        if task.train_data.enable_tf_data_service:
+            found.append(f"{remote} take batches of a tf.data service; leave it out")
+    if runtime.distribution_strategy == distribution.MULTI_WORKER and getattr(task.train_data, "tfds_name", ""):
+        found.append(
+            f"task.train_data.tfds_name={task.train_data.tfds_name}: reading it would start TensorFlow before the "
+            "machines have met; write it to files, and give --data_dir"
+        )
     if runtime.mixed_precision_dtype == "float16" and runtime.distribution_strategy == distribution.TPU:
         found.append("runtime.mixed_precision_dtype=float16: TPUs have bfloat16; use that")
     if runtime.mixed_precision_dtype not in (None, "float32", "bfloat16", "float16"):

@@ -118,6 +118,10 @@ def test_files_then_flags(pretrain, tmp_path, write_corpus, random_documents):
             "runtime.distribution_strategy=tpu,runtime.tpu=local,runtime.mixed_precision_dtype=float16",
             "runtime.mixed_precision_dtype=float16: TPUs have bfloat16; use that",
         ),
+        (
+            "runtime.distribution_strategy=tpu,runtime.tpu=pod,task.train_data.enable_tf_data_service=true",
+            "runtime.tpu=pod: its hosts have TensorFlow alone, and cannot take batches of a tf.data service",
+        ),
         ("task.train_data.seed=-1", r"task.train_data.seed=-1 is not in \[0, 2\^32\)"),
         ("trainer.validation_steps=0", "trainer.validation_steps=0: use -1 for all"),
         ("trainer.best_checkpoint_metric_comp=hihger", "best_checkpoint_metric_comp=hihger: use higher, lower"),
@@ -266,6 +270,7 @@ def test_a_file_to_validate_on_wins_over_the_dataset_of_training(classify, tmp_p
         ("task.metric_type=pearson_spearman_corr", "use accuracy or f1 or matthews_corrcoef"),
         ("task.metric_type=f1", "task.metric_type=f1 is of two labels, but the data has 3"),
         ("task.model.num_classes=2", "num_classes=2, but the data has 3 labels"),
+        ("runtime.distribution_strategy=tpu,runtime.tpu=pod", "runtime.tpu=pod: its hosts .* cannot read text; fine-"),
         ("task.train_data.labels=[0,1]", r"^labels=\[0, 1\]: 0 is not text; put quotes around it"),
         ("task.train_data.labels=[label0,no]", r"^labels=\['label0', False\]: False is not text; put quotes around it"),
         ("task.train_data.labels=[label0,label1,label0]", "^labels=.*: 'label0' comes twice"),

@@ -88,4 +88,10 @@ def batches_of_rows(
         return batch if params.is_training else dict(batch, row_weights=tf.cast(rows >= 0, tf.float32))
 
     batches = rows.batch(batch_size, drop_remainder=True)
-    return batches.map(make, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(tf.data.AUTOTUNE)
+    batches = batches.map(make, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    return (endless(batches) if params.is_training else batches).prefetch(tf.data.AUTOTUNE)
+
+
+def endless(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """Returns a dataset that has no end, made to say so: several machines would agree on it before every step."""
+    return dataset.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))

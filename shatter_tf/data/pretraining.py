@@ -20,7 +20,7 @@ import tensorflow as tf
 from official.core import config_definitions as cfg
 from official.nlp.data import data_loader_factory
 
-from shatter_tf.data.batches import share_of_batches
+from shatter_tf.data.batches import endless, share_of_batches
 from shatter_tf.data.service import address_problem, made_by_workers
 from shatter_tf.data.shards import VOCABULARY_FILE, Corpus
 from shatter_tf.data.tokenizer import SPECIAL_TOKENS, read_vocabulary
@@ -250,4 +250,4 @@ class PretrainDataLoader:
         else:
             batches = rows.map(mask, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
             batches = batches.batch(batch_size, drop_remainder=True)
-        return batches.prefetch(tf.data.AUTOTUNE)
+        return (endless(batches) if params.is_training else batches).prefetch(tf.data.AUTOTUNE)
