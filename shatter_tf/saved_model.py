@@ -94,7 +94,7 @@ def relative_difference(actual: np.ndarray, expected: np.ndarray) -> float:
     >>> relative_difference(np.array([1000.0, 3.0]), np.array([1000.0, 2.0]))
     0.001
     """
-    return float(np.max(np.abs(actual - expected)) / max(1.0, np.max(np.abs(expected))))
+    return float(np.max(np.abs(actual - expected), initial=0.0) / np.max(np.abs(expected), initial=1.0))
 
 
 def write_warmup_requests(servable: Servable, path: str, model_name: str) -> None:

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -265,6 +266,7 @@ def test_the_text_is_the_beginning_of_the_first(pretrain, classify, tmp_path):
 
 def test_steps_done_twice_count_once(tmp_path):
     for loss in (5.0, 4.0):  # a run that was killed, and went on from before
+        time.sleep(1.1)  # files are read in the order of their names, which begin with the second
         with tf.summary.create_file_writer(str(tmp_path), filename_suffix=f".{loss}").as_default():
             for step in (10, 20):
                 tf.summary.scalar("loss", loss, step=step)
