@@ -208,10 +208,11 @@ class Session:
         except (AssertionError, ValueError) as error:
             reason = first_line(error)
             raise UserError(f"{self.checkpoint} does not fit this run's settings: {reason}") from error
-        before = model_dirs.read(self.model_dir).params.runtime
-        if self.params.runtime.mixed_precision_dtype == "float16" != before.mixed_precision_dtype:
-            optimizer = self.trainer.optimizer
-            optimizer._loss_scale.current_loss_scale.assign(optimizer.initial_scale)  # others had none to speak of
+        if self.params.runtime.mixed_precision_dtype == "float16":
+            before = model_dirs.read(self.model_dir).params.runtime.mixed_precision_dtype
+            if before != "float16":  # whose scale is 1
+                optimizer = self.trainer.optimizer
+                optimizer._loss_scale.current_loss_scale.assign(optimizer.initial_scale)
 
     @property
     def step(self) -> int:
