@@ -159,7 +159,7 @@ def strange_text(rng) -> bytes:
 
 
 def send_strange_requests(signatures, loaders, number: int) -> list[float]:
-    """Sends requests to all signatures of strings in turn, checks the answers, and returns MB of memory 20 times."""
+    """Sends requests to all signatures of strings in turn, checks the answers; returns the MB allocated, 20 times."""
     rng = np.random.default_rng(number)
     calls = [
         (name, signature, list(function.structured_input_signature[1]))
@@ -187,7 +187,7 @@ def send_strange_requests(signatures, loaders, number: int) -> list[float]:
             assert (there.sum(axis=1) <= masks).all()
             assert there.any(axis=1).sum() <= np.count_nonzero(masks)
         if (i + 1) % (number // 20) == 0:
-            memory.append(sum(loader.resident_memory() for loader in loaders.values()))
+            memory.append(sum(loader.allocated_memory() for loader in loaders.values()))
     return memory
 
 
@@ -196,16 +196,16 @@ def test_no_request_breaks_it(signatures, loaders):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("names", "number"), [(NAMES[:3], 6_000), (("tag",), 5_000), (("question_answering",), 5_000)])
+@pytest.mark.parametrize(("names", "number"), [(NAMES[:4], 2_000), (("tag",), 1_000), (("question_answering",), 1_000)])
 def test_memory_stays_flat(exported, program, signatures, names, number):
     # oneDNN keeps something for each shape of a batch, up to a limit that takes thousands of requests to reach.
     loaders = {name: cpp_loader.CppLoader(program, exported[f"{name}_export"] / "1", one_dnn=False) for name in names}
     memory = send_strange_requests(signatures, loaders, number)
     for loader in loaders.values():
         loader.close()
-    # Requests are of 27 kB on average, so that keeping their texts would add 70 MB from the middle of the first half
-    # to that of the second. What malloc keeps for later comes and goes: after texts of 1 MB, by 60 MB at once.
-    assert np.median(memory[10:]) - np.median(memory[:10]) < 40, memory
+    # Requests are of 27 kB on average: of the 250 or more between the middles of the last two quarters, keeping their
+    # texts would add 7 MB or more. What the first half adds is what threads allocate once.
+    assert np.median(memory[15:]) - np.median(memory[10:15]) < 1, memory
 
 
 def request_for(name, signature, inputs):

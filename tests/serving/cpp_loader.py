@@ -61,17 +61,19 @@ class CppLoader:
         request = attr_value_pb2.NameAttrList(name=signature)
         for name, value in inputs.items():
             request.attr[name].tensor.CopyFrom(tf.make_tensor_proto(value))
-        with self._lock:
-            self._write(request.SerializeToString())
-            answer = attr_value_pb2.NameAttrList.FromString(self._read())
+        answer = self._ask(request.SerializeToString())
         if answer.name != "OK":
             raise RequestError(answer.name)
         return {name: tf.make_ndarray(value.tensor) for name, value in answer.attr.items()}
 
-    def resident_memory(self) -> float:
-        """Returns the process's resident memory in MB."""
-        with open(f"/proc/{self._process.pid}/status") as f:
-            return next(int(line.split()[1]) for line in f if line.startswith("VmRSS")) / 1024
+    def allocated_memory(self) -> float:
+        """Returns the MB that the process has allocated and not freed, without what malloc keeps for later."""
+        return int(self._ask(b"").name) / 2**20
+
+    def _ask(self, record: bytes) -> attr_value_pb2.NameAttrList:
+        with self._lock:
+            self._write(record)
+            return attr_value_pb2.NameAttrList.FromString(self._read())
 
     def _write(self, record: bytes) -> None:
         self._process.stdin.write(struct.pack("<Q", len(record)) + record)

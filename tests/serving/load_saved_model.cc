@@ -4,7 +4,10 @@
 //
 // Requests and answers are records: a length, 8 bytes, the lowest first, and so many bytes of a tensorflow.NameAttrList.
 // A request has the name of a signature and the tensors of its inputs by their names; its answer has "OK" or an error
-// for a name, and the tensors of all outputs. An answer is written before the next request is read.
+// for a name, and the tensors of all outputs. An answer is written before the next request is read. An empty record asks
+// for memory: the name of its answer is the bytes that the program has allocated and not freed.
+
+#include <malloc.h>
 
 #include <cstdint>
 #include <iostream>
@@ -82,9 +85,14 @@ int main(int argc, char** argv) {
   }
   for (std::string record; ReadRecord(&record);) {
     tf::NameAttrList request, answer;
-    const absl::Status status =
-        request.ParseFromString(record) ? Run(bundle, request, &answer) : absl::InvalidArgumentError("not a request");
-    answer.set_name(status.ToString());
+    if (record.empty()) {
+      const struct mallinfo2 memory = mallinfo2();
+      answer.set_name(std::to_string(memory.uordblks + memory.hblkhd));
+    } else if (request.ParseFromString(record)) {
+      answer.set_name(Run(bundle, request, &answer).ToString());
+    } else {
+      answer.set_name("not a request");
+    }
     WriteRecord(answer.SerializeAsString());
   }
 }
