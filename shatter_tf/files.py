@@ -11,6 +11,8 @@ from shatter_tf.command_line import UserError, first_line
 
 INCOMPLETE = ".incomplete"  # ends the name of what is being written
 LOCK_FILE = ".lock"  # of whoever holds a directory
+# What TensorFlow says of an object store that has not answered ten times, or of a device elsewhere that is gone.
+PASSING_ERRORS = (tf.errors.AbortedError, tf.errors.DeadlineExceededError, tf.errors.UnavailableError)
 
 
 def write_whole(path: str, content: str | bytes) -> None:

@@ -17,7 +17,7 @@ import contextlib
 import os
 import sys
 
-from shatter_tf.command_line import UserError, new_parser, quieten_logging, run, say
+from shatter_tf.command_line import UserError, first_line, new_parser, quieten_logging, run, say
 from shatter_tf.preemption import StopRequest
 
 MODES = ("train_and_eval", "train", "eval")
@@ -49,7 +49,7 @@ def main(argv: list[str]) -> None:
     stop = StopRequest()
     if args.mode != "eval":
         stop.listen()
-    from shatter_tf import checkpoints, distribution, settings, trainer
+    from shatter_tf import checkpoints, distribution, files, settings, trainer
     from shatter_tf import model_dir as model_dirs
 
     quieten_logging()
@@ -76,6 +76,9 @@ def main(argv: list[str]) -> None:
     except distribution.WorkerLost as error:
         say(f"another worker is gone; start all again, they go on from the last checkpoint ({error})")
         os._exit(os.EX_TEMPFAIL)  # without a farewell to the others, which would wait for the one that is gone
+    except files.PASSING_ERRORS as error:
+        say(f"stopped: {first_line(error)}; the same command goes on from the last checkpoint", sys.stderr)
+        sys.exit(os.EX_TEMPFAIL)
     if not finished:
         sys.exit(os.EX_TEMPFAIL)  # 75: what a scheduler should try again
 

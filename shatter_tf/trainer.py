@@ -18,6 +18,7 @@ from shatter_tf.checkpoints import BEST_SUBDIR, PREFIX, checkpoint_step, count_p
 from shatter_tf.command_line import UserError, first_line, say
 from shatter_tf.data.shards import Corpus
 from shatter_tf.distribution import agree, batch_problems, build_strategy, check_alike, is_chief, with_others
+from shatter_tf.files import PASSING_ERRORS
 from shatter_tf.model_dir import NOT_FINITE_FILE, Run
 from shatter_tf.precision import set_precision
 from shatter_tf.preemption import StopRequest
@@ -248,6 +249,7 @@ class Session:
         Raises:
           UserError: when the loss stays not finite, or something cannot be read or written.
           WorkerLost: when another process of the run is gone.
+          files.PASSING_ERRORS: when storage does not answer.
         """
         with self._failures_told():
             return self._train(evaluate, stop or StopRequest())
@@ -377,6 +379,8 @@ class Session:
     def _writing(self, what: str):
         try:
             yield
+        except PASSING_ERRORS:
+            raise
         except (tf.errors.OpError, OSError) as error:
             reason = first_line(error)
             raise UserError(

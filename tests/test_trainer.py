@@ -507,3 +507,27 @@ def test_a_full_disk_stops_training_with_one_line_and_the_last_checkpoint_whole(
     assert f"last good checkpoint: {latest};" in line
     with launch(data, directory, more) as process:
         assert f"from step {checkpoints.checkpoint_step(latest)}" in read_until(process, "shatter/pretrain in ")
+
+
+@pytest.mark.slow
+def test_a_store_that_does_not_answer_asks_to_be_tried_again(tmp_path, write_corpus, random_documents):
+    data, directory = write_corpus(random_documents(shards=1, per_shard=40)), tmp_path / "run"
+    more = f"{NO_XLA},trainer.train_steps=60,trainer.steps_per_loop=20,trainer.checkpoint_interval=20"
+    with launch(data, directory, more, change=_NO_ANSWER) as process:
+        line = read_until(process, "stopped: ")
+        assert process.wait(timeout=300) == os.EX_TEMPFAIL
+    assert line == "stopped: no answer; the same command goes on from the last checkpoint\n"
+    with launch(data, directory, more) as process:
+        assert "from step 20" in read_until(process, "shatter/pretrain in ")
+        assert process.wait(timeout=300) == 0
+
+
+# As of gs:// after ten attempts.
+_NO_ANSWER = """
+save = tf.train.CheckpointManager.save
+def save_once(manager, checkpoint_number):
+    if checkpoint_number > 20:
+        raise tf.errors.AbortedError(None, None, "no answer")
+    return save(manager, checkpoint_number=checkpoint_number)
+tf.train.CheckpointManager.save = save_once
+"""
