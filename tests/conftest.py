@@ -18,10 +18,10 @@ from shatter_tf.command_line import quieten_logging
 from shatter_tf.data.tokenizer import SPECIAL_TOKENS
 from shatter_tf.preemption import StopRequest
 
-gc.freeze()  # half a million objects of libraries, in which every collection would look for garbage
+gc.freeze()  # half a million library objects, which every collection would scan
 quieten_logging()
-StopRequest.listen = lambda self: None  # a process of tests, and what it starts, is stopped as others are
-# Replicas are tested on CPUs that are one.
+StopRequest.listen = lambda self: None  # signals stop test processes, and those they start, as usual
+# Replicas are tested on logical devices of a single CPU.
 (_cpu,) = tf.config.list_physical_devices("CPU")
 tf.config.set_logical_device_configuration(_cpu, [tf.config.LogicalDeviceConfiguration()] * 4)
 
@@ -72,12 +72,12 @@ trainer.Session._report = report_and_signal
 
 
 def train_command(change: str = "") -> list[str]:
-    """Returns `python -m shatter_tf.train`; or its like, in whose process the code `change` runs first."""
+    """Returns `python -m shatter_tf.train`, or an equivalent that runs the code `change` in its process first."""
     return [sys.executable, *(["-c", _CHANGED.format(change=change)] if change else ["-m", "shatter_tf.train"])]
 
 
 def signals_itself(step: int, number: int) -> str:
-    """Returns a change with which a run sends itself a signal after a step that is reported, and before it is saved.
+    """Returns a change with which a run sends itself a signal after a step is reported and before it is saved.
 
     A signal from outside may come too late: a loaded machine takes many steps before it lets the sender run.
     """
@@ -90,7 +90,7 @@ def _fresh_state():
     yield
     tf_keras.mixed_precision.set_global_policy("float32")
     tf_keras.backend.clear_session()
-    # TensorFlow registers the gradients of tf.custom_gradient for ever, and each holds the graph it was traced in.
+    # TensorFlow registers the gradients of tf.custom_gradient forever, and each holds the graph it was traced in.
     gradients = ops.gradient_registry._registry
     for name in [name for name in gradients if name.startswith("CustomGradient-")]:
         del gradients[name]

@@ -11,7 +11,7 @@ def check_layer(build, call, names: set[str], tmp_path) -> None:
     Args:
       build: returns a new layer, with settings that are not the defaults.
       call: takes a layer and gives its outputs (a nest of tensors) on fixed inputs; `training` defaults to False.
-      names: the expected names of its trainable weights, from the layer on.
+      names: the expected names of its trainable weights, relative to the layer.
       tmp_path: for files.
     """
     layer = build()
@@ -92,7 +92,7 @@ def _check_bfloat16(exact, build, call):
     assert tf.bfloat16 in {tensor.dtype for tensor in tf.nest.flatten(outputs)}
     tf_keras.mixed_precision.set_global_policy("float32")
 
-    clone = type(layer).from_config(layer.get_config())  # in a process that has another policy
+    clone = type(layer).from_config(layer.get_config())  # under another policy
     call(clone)
     clone.set_weights(exact.get_weights())
     _assert_same(call(clone), outputs)

@@ -37,7 +37,7 @@ def make_config(**choices):
 
 
 def randomise(layer):
-    """Gives every weight, the zero biases and unit gammas too, a value that matters."""
+    """Gives every weight, zero biases and unit gammas included, a value that matters."""
     rng = np.random.default_rng(7)
     for variable in layer.variables:
         variable.assign(variable + rng.normal(0, 0.3, variable.shape).astype(np.float32))
@@ -211,7 +211,7 @@ def test_eager_graph_and_xla_agree():
     for jit_compile in (False, True):
         compiled = tf.function(value_and_gradients, jit_compile=jit_compile, autograph=False)
         for expected, actual in zip(eager, compiled(), strict=True):
-            np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=2e-3)  # of gradients up to 30
+            np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=2e-3)  # gradients are up to 30
 
 
 def test_dropout_acts_on_the_one_map():

@@ -1,4 +1,4 @@
-"""The rivals of BERT's kind: packing, positions, norms, and settings that come back from a config."""
+"""The BERT baselines: packing, positions, norms, and settings that come back from a config."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What a step costs: the counts against ones made by hand, and the command as a user runs it."""
+"""What a step costs: the counts against hand-made ones, and the command as a user runs it."""
 
 import json
 import math
@@ -54,7 +54,7 @@ def test_flops_are_those_of_the_matrix_products():
     ],
 )
 def test_flops_of_a_loop_count_for_each_round(more):
-    """In blocks of queries, or a batch in parts, no product is smaller: what is not kept is done again."""
+    """With blocks of queries, or a batch in parts, the products do not shrink: what is not kept is recomputed."""
 
     def flops(more):
         settings_of = f"{OVERRIDE},task.train_data.global_batch_size=3,task.train_data.seq_length=16,{more}"

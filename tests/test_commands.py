@@ -110,7 +110,7 @@ def test_the_whole_path(world):
     assert "restored from" in stdout
     assert "not used: masked_lm" in stdout
     accuracy = json.loads((base / "classify/metrics.json").read_text())["cls_accuracy"]
-    assert accuracy == 1.0  # four sentences by heart
+    assert accuracy == 1.0  # four memorised sentences
 
     for flags, stdin in (([*SENTENCES], None), ([], "\n".join(SENTENCES) + "\n")):
         stdout, stderr = succeed("predict", f"--model={base}/served", *flags, stdin=stdin)
@@ -168,7 +168,7 @@ def test_workers_do_not_change_the_corpus(world, tmp_path):
 
 @pytest.mark.slow
 def test_a_refusal_is_one_line_and_exit_code_2(tmp_path):
-    """And comes before any device is started, after which threads could not be set."""
+    """And comes before any device is initialised, after which threads could not be set."""
     program = """
 import atexit
 from shatter_tf import command_line, train
@@ -307,8 +307,8 @@ def test_export_and_predict_refuse(tmp_path):
 
 
 def test_help_is_fast(monkeypatch):
-    """It waits for no library."""
-    monkeypatch.setenv("PYTHONPROFILEIMPORTTIME", "1")  # what is imported is said on stderr
+    """It does not wait for large libraries to be imported."""
+    monkeypatch.setenv("PYTHONPROFILEIMPORTTIME", "1")  # imports are reported on stderr
     for name in ("prepare", "train", "compare", "benchmark", "export", "predict", "visualize"):
         out, err = succeed(name, "--help")
         assert f"python -m shatter_tf.{name}" in out

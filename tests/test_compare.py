@@ -1,4 +1,4 @@
-"""Grids of runs: read strictly, resumed where they stopped, and reported without a flattering choice."""
+"""Grids of runs: read strictly, resumed where they stopped, and reported without cherry-picking."""
 
 import dataclasses
 import json
@@ -161,17 +161,17 @@ def test_report(tmp_path):
     ]
     report.write(grid, results, str(tmp_path))
     text = (tmp_path / report.REPORT_FILE).read_text()
-    # BERT is taken at its better learning rate; Shatter's mean passes its end, 4.0, half-way from step 10 to step 20.
+    # BERT is taken at its better learning rate; Shatter's mean passes BERT's end, 4.0, half-way from step 10 to 20.
     assert "| shatter | 1,000 | 0.001 | 2 | 1.500 ± 0.707 | 15 (50%) | 2.500 ± 0.707 |" in text
     assert "| bert | 1,000 | 0.002 of 2 | 1 | 4.000 | 30 (100%) | 5.000 |" in text
     assert "| bert | 4.500 | 4.000 |" in text
     for name in (report.CURVES_FILE, report.FINAL_FILE):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
-    # Wall-clock is shown once step times were measured.
+    # Wall-clock is shown once step times have been measured.
     (tmp_path / compare.STEP_SECONDS_FILE).write_text(json.dumps(dict(shatter=0.2, bert=0.4)))
     report.write(grid, results, str(tmp_path))
     assert "| 200 | 15 (50%) | 25% |" in (tmp_path / report.REPORT_FILE).read_text()
-    # A variant that is past the reference's end when it is first looked at may have been so before.
+    # A variant already below the reference's final loss at its first evaluation may have passed it earlier.
     results[0]["history"][0]["loss"] = results[1]["history"][0]["loss"] = 3.9
     report.write(grid, results, str(tmp_path))
     assert "| 200 | ≤ 10 (≤ 33%) | ≤ 17% |" in (tmp_path / report.REPORT_FILE).read_text()
@@ -277,7 +277,7 @@ def test_two_processes_share_a_comparison(tmp_path, write_corpus, random_documen
         out, errors = process.communicate(timeout=500)
         assert process.returncode == 0, errors
         printed += out
-    assert printed.count("  loss ") == 2, printed  # each run once, whoever had it
+    assert printed.count("  loss ") == 2, printed  # each run once, whichever process took it
     lines = [json.loads(line) for line in (tmp_path / "out/results.jsonl").read_text().splitlines()]
     assert {line["variant"] for line in lines} == {"shatter", "narrow"}
     assert len(lines) == 2

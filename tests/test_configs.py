@@ -112,11 +112,11 @@ def test_every_run_of_a_grid_could_start(path, write_corpus, random_documents, t
             encoder = encoders[job.init_checkpoint]
             job = dataclasses.replace(job, init_checkpoint=encoder, data_dir=str(tmp_path))
         resolved.append(compare.prepare_job(grid, job, str(tmp_path / "out"))[1])
-    assert len({(str(run.params.as_dict())) for run in resolved}) == len(resolved)  # no variant is another's twin
+    assert len({(str(run.params.as_dict())) for run in resolved}) == len(resolved)  # no two variants are the same
 
 
 def _pretend_to_have_run(model, corpus, base):
-    """Makes all but the weights of a run, the demo's or one of a grid: runs/GRID/VARIANT/RUN/model; says where."""
+    """Makes all but the weights of a run, the demo's or one of a grid: runs/GRID/VARIANT/RUN/model; returns where."""
     if model == "demo/out/pretrain":
         run = settings.resolve("shatter/pretrain", config_file="configs/pretrain_tiny.yaml", data_dir=corpus)
     else:

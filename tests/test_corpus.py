@@ -52,7 +52,7 @@ def test_a_corpus_and_a_task_are_written(corpus, tmp_path, monkeypatch, capsys):
     corpus.write_corpus("packages", str(tmp_path))
     train, dev = ((tmp_path / f"{name}.txt").read_text().split("\n\n") for name in ("corpus", "corpus_dev"))
     assert (len(train), len(dev)) == (198, 2)
-    assert sum(document.count("The end") for document in train + dev) == 1  # of equal paragraphs the first
+    assert sum(document.count("The end") for document in train + dev) == 1  # only the first of equal paragraphs
     assert ' said "no" again.' in train[0]
 
     corpus.write_task(tmp_path / "tasks/rt", [corpus.Row("a\tb", "pos", False), corpus.Row("c ", "neg", True)])

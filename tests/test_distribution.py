@@ -43,7 +43,7 @@ def weights(directory):
 
 
 def assert_same_weights(directory, other):
-    """Asserts it of all that a checkpoint holds but which batches come next and how many checkpoints there were."""
+    """Asserts it for all that a checkpoint holds except which batches come next and how many checkpoints there were."""
     ours, theirs = weights(directory), weights(other)
     assert len(ours) > 15, ours.keys()
     assert ours.keys() == theirs.keys()
@@ -53,13 +53,13 @@ def assert_same_weights(directory, other):
 
 
 def losses(output):
-    """Returns what is said of each step's loss, and of every metric of pretraining."""
+    """Returns the reported loss of each step, and every metric of pretraining."""
     lines = re.findall(r"^(step \S+  (?:validation: )?)(loss [\d.]+(?:  masked_lm_accuracy [\d.]+)?)", output, re.M)
     return {step + name: float(x) for step, said in lines for name, x in re.findall(r"(\w+) ([\d.]+)", said)}
 
 
 def assert_same_losses(said, other):
-    """Asserts it but for the last place: what is added up in another order may be rounded to another."""
+    """Asserts it except for the last digit: sums in another order may round differently."""
     assert losses(said)
     assert losses(said) == pytest.approx(losses(other), abs=1.5e-4)
 
@@ -126,8 +126,8 @@ def test_batches_that_replicas_cannot_share_are_refused(pretrain, tmp_path, over
         trainer.Session(pretrain(more=override), str(tmp_path / "run"), strategy)
 
 
-# A hundred for each process of tests, below those that a system gives to connections, any of which could take a port
-# before the worker that it is for does.
+# A hundred for each test process, below the ports that a system gives to connections, any of which could take a port
+# before the worker that it is meant for.
 PORTS = itertools.count(20_000 + os.getpid() % 100 * 100)
 
 
@@ -141,7 +141,7 @@ def free_ports(number):
 
 
 def start_workers(data, directory, number, override, experiment="shatter/pretrain", changes=()):
-    """Starts so many workers; `changes` are pairs: the number of one, and what is changed in it."""
+    """Starts a number of workers; `changes` are pairs: the number of one, and what is changed in it."""
     cluster = {"worker": [f"localhost:{port}" for port in free_ports(number)]}
     tasks = [json.dumps({"cluster": cluster, "task": {"type": "worker", "index": i}}) for i in range(number)]
     override = f"runtime.distribution_strategy=multi_worker_mirrored,{override}"
@@ -153,7 +153,7 @@ def start_workers(data, directory, number, override, experiment="shatter/pretrai
 
 @pytest.mark.slow
 def test_two_processes_do_what_one_does_and_only_the_chief_writes(run, fine_tune, tmp_path):
-    """Evaluations, too, of ten rows in batches of eight: of the second one process has both rows, the other none."""
+    """Evaluations, too, of ten rows in batches of eight: one process has both rows of the second, the other none."""
     experiment = "shatter/tag"
     rng = np.random.default_rng(0)
     rows = [line for i in range(10) for line in (f"{' '.join(rng.choice(WORDS, 5))}\t{i % 4}", "")]
@@ -184,7 +184,7 @@ def read_until(process, start):
 
 @pytest.mark.slow
 def test_when_one_of_several_processes_goes_all_can_be_started_again(run, tmp_path):
-    """Asked to stop, all stop after the same step; killed, the first one too, the others notice; then all goes on."""
+    """Asked to stop, all stop after the same step; if one is killed, even the first, the others notice; all resume."""
     settings = "task.train_data.global_batch_size=6,trainer.train_steps=60,trainer.checkpoint_interval=5"
     settings += ",trainer.validation_interval=30,runtime.enable_xla=false"
     alone, said = run("alone", settings)
@@ -341,7 +341,7 @@ def test_devices_that_are_not_there_are_refused_at_once(monkeypatch, choices, tf
 
 
 def test_a_tpu_that_is_not_there_is_refused():
-    """In a process of its own: looking for a TPU begins by throwing away every function of the process."""
+    """In a process of its own: looking for a TPU begins by discarding every function of the process."""
     code = (
         "from official.core import config_definitions as cfg; from shatter_tf import command_line, distribution\n"
         "choices = cfg.RuntimeConfig(distribution_strategy='tpu', tpu='local')\n"

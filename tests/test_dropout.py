@@ -51,7 +51,7 @@ def test_an_encoder_counts_its_batches_and_a_copy_goes_on_alike(tmp_path):
         return encoder(inputs, training=training)["sequence_output"].numpy()
 
     encoder, copy = ShatterEncoder(config), ShatterEncoder(config)
-    copy._dropout_seed = encoder._dropout_seed  # what starting the command again gives
+    copy._dropout_seed = encoder._dropout_seed  # as after starting the command again
     first = call(encoder)
     path = tf.train.Checkpoint(encoder=encoder).write(str(tmp_path / "checkpoint"))
     second = call(encoder)

@@ -114,7 +114,7 @@ def test_a_tagger_tags_each_word_by_its_first_wordpiece(exported):
 
 @pytest.fixture
 def squad_2(exported, tmp_path):
-    """The run for questions and its export as those of SQuAD 2.0."""
+    """The question-answering run, turned into one of SQuAD 2.0, and its export."""
     shutil.copytree(exported["question_answering"], tmp_path / "run")
     params = (tmp_path / "run/params.yaml").read_text()
     assert "version_2_with_negative: false" in params
@@ -136,7 +136,7 @@ def test_an_answer_is_the_part_of_the_context_that_evaluation_finds(exported, tm
 
 
 def assert_answers_are_those_of_evaluation(exported, tmp_path):
-    """Returns answers of an export, which are those of its run's loader."""
+    """Returns an export's answers, after checking that they are those of its run's loader."""
     run = model_dir.read(str(exported["question_answering"]))
     servable, _ = serving.load(run, str(exported["question_answering"]))
     contexts = ["the old tree. " * 12 + "a café 😀 cat", "", "dog", "stra\xdfe 😀 the cat sat on a mat"]
@@ -291,7 +291,7 @@ def test_what_a_killed_export_left_is_removed_and_never_published(exported, tmp_
         left.write_text("left")
         os.utime(left, (time.time() - age,) * 2)
     export(*flags)
-    assert sorted(os.listdir(tmp_path / "served")) == ["1", new, others]  # which may be at work, and is not ours
+    assert sorted(os.listdir(tmp_path / "served")) == ["1", new, others]  # one may be at work, the other is not ours
     assert not (tmp_path / "served/1/assets.extra/token_ids.tflite").exists()
     assert '"served/1"' in (tmp_path / "served/1/README.md").read_text()
 

@@ -1,6 +1,6 @@
 """Random settings and damaged inputs, through the commands: each ends well or in one line that a user can act on.
 
-Hypothesis draws them, the same ones every time, and makes what fails as small as it can.
+Hypothesis draws them, the same ones every time, and shrinks those that fail.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from shatter_tf import command_line, experiments, model_dir, prepare, train, tra
 from shatter_tf.command_line import UserError
 from shatter_tf.data import shards
 
-# Settings, and files: so many of each.
+# So many settings, and so many damaged files, are tried.
 CASES = 500
 fuzz = functools.partial(
     choices, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck)
@@ -119,7 +119,7 @@ def flags_of(experiment, data_dir, chosen=()):
 
 @st.composite
 def some_settings(draw, experiment, values=VALUES, most=2):
-    """One or more settings of all that there are, with values that they may or may not take."""
+    """One or more of all settings, with values that may or may not be valid."""
     known = st.sampled_from(names(exp_factory.get_exp_config(experiment).as_dict()))
     chosen = draw(st.lists(st.tuples(known, values), min_size=1, max_size=most))
     return [f"{name}={value}" for name, value in chosen]
@@ -222,7 +222,7 @@ def begin(experiment, *more):
 
 
 def prepare_corpus(name):
-    """Returns a function that makes a corpus of a file."""
+    """Returns a function that makes a corpus from a file."""
     sizes = ["--vocab_size=100", "--validation_fraction=0.3"]
     return lambda base, output: succeeds(prepare, f"--input={base / name}", f"--output_dir={output}", *sizes)
 
@@ -249,7 +249,7 @@ DAMAGED = {
 
 
 def assert_survives_damage(inputs, name, command, cases, output):
-    """Calls `command(inputs, a new output)` with a file of `inputs` damaged in so many ways."""
+    """Calls `command(inputs, a new output)` with a file of `inputs` damaged in as many ways as `cases`."""
     path, accepted = inputs / name, []
     whole = path.read_bytes()
 
@@ -275,7 +275,7 @@ def test_damaged_inputs(inputs, name, tmp_path, without_building):
 
 
 def go_on(base, output):
-    """Trains two steps more in a copy of a run."""
+    """Trains two more steps in a copy of a run."""
     shutil.copytree(base / "run", output)
     flags = flags_of("shatter/classify", base / "classify", ["trainer.train_steps=4"])
     return succeeds(train, *flags, f"--model_dir={output}")

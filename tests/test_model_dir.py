@@ -44,7 +44,7 @@ def test_what_is_not_ours_is_not_written_over(pretrain, tmp_path, files):
 
 
 def test_names_that_tensorflow_takes_for_patterns_are_refused(pretrain, tmp_path):
-    """It would write checkpoints there, and not find them again."""
+    """TensorFlow would write checkpoints there, and not find them again."""
     with pytest.raises(UserError, match=r"^--model_dir=\S+lr.1e-3.: TensorFlow takes \[ \] for a pattern of names"):
         model_dir.check(str(tmp_path / "lr[1e-3]"), pretrain())
 
@@ -97,7 +97,7 @@ def test_two_processes_do_not_train_in_one_directory(tmp_path):
         refusal = f"--model_dir={directory}: another process trains there"
         with pytest.raises(UserError, match=refusal), model_dir.held_for_training(directory):
             pass
-        other.send_signal(signal.SIGKILL)  # which leaves nothing that would have to be cleared away
+        other.send_signal(signal.SIGKILL)  # which leaves nothing that needs cleaning up
     assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
     with model_dir.held_for_training(directory):
         (tmp_path / "run/vocab.txt").write_text("[PAD]")

@@ -69,7 +69,7 @@ def test_far_positions_belong_to_pairs_of_mirror_images(parts, scale):
     left, right = table[:, : 512 - distance], table[:, 511 + distance :]
     assert np.all(np.delete(left, [p for p, _ in pairs], axis=0) < 1e-6)
     assert np.all(np.delete(right, [q for _, q in pairs], axis=0) < 1e-6)
-    assert np.any(np.delete(table[:, 510 + distance], [q for _, q in pairs]))  # and no distance nearer would do
+    assert np.any(np.delete(table[:, 510 + distance], [q for _, q in pairs]))  # and no smaller distance would do
     for p, q in pairs:
         np.testing.assert_allclose(left[p, ::-1], right[q], atol=2e-6)
 

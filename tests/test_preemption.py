@@ -41,7 +41,7 @@ def test_a_signal_ends_it(number, before, after, said):
 
 
 def test_a_second_signal_ends_it_whatever_it_does():
-    # It says so only when the first is heeded: two of the same signal that wait together are one.
+    # It reports this only once the first is handled: two pending signals of the same kind are one.
     after = "while not stop.asked: time.sleep(0.01)\nprint('on')"
     program = WAIT.format(before="stop.unsaved.acquire(); stop.patience = 60", after=after, number="SIGTERM")
     with subprocess.Popen([sys.executable, "-u", "-c", program], stdout=subprocess.PIPE) as process:

@@ -31,7 +31,7 @@ def corpus(tmp_path, vocab_file, monkeypatch):
 
 
 def test_an_empty_directory_is_filled_and_stays_the_same_one(corpus, tmp_path, monkeypatch):
-    """One that is a mount point, or where a shell is, could not be replaced by another."""
+    """A mount point, or the directory that a shell is in, could not be replaced by another."""
     new = corpus("new")
     for name in ("plain", "target", "here"):
         (tmp_path / name).mkdir()

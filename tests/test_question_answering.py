@@ -1,4 +1,4 @@
-"""Question answering: SQuAD's files, windows, spans and scores, and a model that learns eight answers by heart."""
+"""Question answering: SQuAD's files, windows, spans and scores, and a model that memorises eight answers."""
 
 import importlib
 import json
@@ -238,7 +238,7 @@ def test_answers_are_the_best_of_all_windows(make_loader):
         answers = loader.answers(given, null_score_diff_threshold=0.0)
         assert answers == {q.id: q.answers[0] if q.answers else "" for q in loader.questions}
         assert answer_scores(loader.questions, answers, True) == dict(exact_match=1.0, f1=1.0)
-        assert all(loader.answers(given).values())  # without the threshold something is always said
+        assert all(loader.answers(given).values())  # without the threshold there is always an answer
         assert not any(loader.answers(given, null_score_diff_threshold=-1.5).values())
 
 

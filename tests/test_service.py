@@ -96,7 +96,7 @@ def test_batches_of_two_workers(start_service, write_corpus, random_documents, m
     with pytest.raises(tf.errors.UnknownError, match=re.escape(f"{address}: a worker was started again")):
         read(batches)
 
-    # A worker that is gone for good: the client would wait for it for ever.
+    # A worker that is gone for good: the client would wait for it forever.
     batches = iter(there.load())
     next(batches)
     monkeypatch.setattr(service, "_PATIENCE", 5.0)

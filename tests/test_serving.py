@@ -135,7 +135,7 @@ def test_strings_of_any_bytes_arrive_whole(signatures, loaders):
 
 
 def strange_text(rng) -> bytes:
-    """Returns a text of the kinds that users send, and that they do not; one in 50 is 1 MB long."""
+    """Returns a text of a kind that users send, or that they do not; one in 50 is 1 MB long."""
     kind = rng.integers(10)
     length = 2**20 if rng.integers(50) == 0 else int(rng.integers(1, 300))
     if kind == 0:
@@ -159,7 +159,7 @@ def strange_text(rng) -> bytes:
 
 
 def send_strange_requests(signatures, loaders, number: int) -> list[float]:
-    """Sends requests to all signatures of strings in turn, checks the answers; returns the MB allocated, 20 times."""
+    """Sends requests to all string signatures in turn, checks the answers; returns the MB allocated, 20 times."""
     rng = np.random.default_rng(number)
     calls = [
         (name, signature, list(function.structured_input_signature[1]))
@@ -203,8 +203,8 @@ def test_memory_stays_flat(exported, program, signatures, names, number):
     memory = send_strange_requests(signatures, loaders, number)
     for loader in loaders.values():
         loader.close()
-    # Requests are of 27 kB on average: of the 250 or more between the middles of the last two quarters, keeping their
-    # texts would add 7 MB or more. What the first half adds is what threads allocate once.
+    # Requests average 27 kB: keeping the texts of the 250 or more between the middles of the last two quarters
+    # would add 7 MB or more. What the first half adds is what threads allocate once.
     assert np.median(memory[15:]) - np.median(memory[10:15]) < 1, memory
 
 

@@ -71,7 +71,7 @@ def test_malformed_sentences_are_refused(tmp_path, name, content, message):
 
 
 def test_words_and_where_they_begin(vocabulary):
-    """As in the whole text; a word of nothing that the tokenizer keeps has a place, too; what is too long is cut."""
+    """As in the whole text; a word of which the tokenizer keeps nothing has a place, too; what is too long is cut."""
     tokenizer = Tokenizer(vocabulary, lower_case=True)
     rng = np.random.default_rng(0)
     sentences = [rng.choice([*WORDS, "cats", "Mats.", "xyz"], n).tolist() for n in (1, 9, 4)] + [["cats", "\x01", "."]]
@@ -163,7 +163,7 @@ def test_metrics_are_those_of_all_sentences(fine_tune, tmp_path, monkeypatch, ta
         variable.assign(rng.normal(0, 1, variable.shape))
     (batch, *_) = session.trainer.task.build_inputs(run.params.task.validation_data)
     mean = np.mean(session.trainer.model(batch)["logits"][batch["label_ids"] != NO_TAG], axis=0)
-    session.trainer.model.trainable_variables[-1].assign_sub(mean)  # so that no tag is everywhere the likeliest
+    session.trainer.model.trainable_variables[-1].assign_sub(mean)  # so that no tag is the likeliest everywhere
     predictions, truth, losses = [], [], []
     for batch in map(real_rows, session.trainer.task.build_inputs(run.params.task.validation_data)):
         log_probabilities = tf.nn.log_softmax(session.trainer.model(batch)["logits"]).numpy()
@@ -230,7 +230,7 @@ def test_refused(fine_tune, train, dev, more, message):
 
 
 def test_commands_pretrain_tag_go_on_and_evaluate(tmp_path, vocab_file, write_corpus, random_documents, capsys):
-    """From a pretraining run's encoder, stopped half way and gone on with: the same weights as in one go.
+    """From a pretraining run's encoder, stopped half-way and resumed: the same weights as in one go.
 
     Without the dropout of Model Garden's head, which is not a function of the step.
     """

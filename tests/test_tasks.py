@@ -54,8 +54,8 @@ def test_sentence_prediction(classify, columns, labels, encoder, caplog):
     run = classify(columns, labels, f"task.model.encoder.type={encoder}")
     assert run.params.task.model.num_classes == labels
     assert run.params.task.pairs == (columns == 2)
-    _, _, _, changed = one_step(run.params, jit_compile=labels == 2)  # whose metrics are the most
-    assert sum(changed) > 0.8 * len(changed)  # the second segment's embedding is not met by single texts
+    _, _, _, changed = one_step(run.params, jit_compile=labels == 2)  # which has the most metrics
+    assert sum(changed) > 0.8 * len(changed)  # single texts do not use the second segment's embedding
     assert not [record for record in caplog.records if "Gradients do not exist" in record.message]
 
 
@@ -83,7 +83,7 @@ def random_texts(number):
     ("metric", "labels", "replicas"), [("accuracy", 3, 1), ("f1", 2, 1), ("f1", 2, 2), ("matthews_corrcoef", 3, 1)]
 )
 def test_metrics_of_classification_are_those_of_all_rows(fine_tune, tmp_path, monkeypatch, metric, labels, replicas):
-    """Ten rows in batches of four: the last is filled up."""
+    """Ten rows in batches of four: the last is padded."""
     if replicas > 1:
         ops = tf.distribute.ReductionToOneDevice()
         strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"], cross_device_ops=ops)
@@ -132,7 +132,7 @@ def test_the_best_checkpoint_and_the_history_go_by_the_metric_of_all_rows(regres
 
 
 def test_regression_descends_the_mean_squared_error(regress):
-    """Not that of every label against every prediction, whose least is at their mean."""
+    """Not that of every label against every prediction, whose minimum is at their mean."""
     task = task_factory.get_task(regress(SMALL).params.task)
     numbers, predictions = tf.constant([1.0, 2.0, 4.0]), tf.constant([[1.0], [0.0], [3.0]])
     assert float(task.build_losses(dict(label_ids=numbers), predictions)) == pytest.approx((0 + 4 + 1) / 3)
@@ -277,7 +277,7 @@ def test_restores_are_whole_or_refused(pretrain, classify, tmp_path, capsys):
 
 
 def device_step(params, mode, target="tpu"):
-    """Returns what a device is given of a step, for XLA and in bfloat16, and a batch of it."""
+    """Returns the part of a step that a device is given, for XLA and in bfloat16, and a batch for it."""
     tf_keras.mixed_precision.set_global_policy("mixed_bfloat16")
     task = task_factory.get_task(params.task)
     model, metrics = task.build_model(), task.build_metrics()
@@ -295,7 +295,7 @@ def device_step(params, mode, target="tpu"):
 @pytest.mark.parametrize("experiment", ["pretrain", "classify", "regress", "tag"])
 @pytest.mark.parametrize("mode", ["train", "eval"])
 def test_steps_lower_to_static_shapes_on_the_device_alone(request, experiment, mode):
-    """What a TPU asks of a step: XLA takes it whole, in bfloat16, with no string, no dynamic shape and no host."""
+    """What a TPU requires of a step: XLA takes it whole, in bfloat16, with no string, no dynamic shape and no host."""
     function, batch = device_step(request.getfixturevalue(experiment)().params, mode)
     assert not any(tensor.dtype == tf.string for tensor in batch.values())
     hlo = function.experimental_get_compiler_ir(batch)(stage="hlo")
@@ -326,7 +326,7 @@ GOLDEN = pathlib.Path(__file__).with_name("golden.json")
 
 @pytest.mark.parametrize("partition", ["linear", "bernstein"])
 def test_golden_first_steps(pretrain, partition):
-    """The first losses of a run, to notice a change of the maths, the data or the optimizer that nobody meant."""
+    """The first losses of a run, to notice unintended changes to the maths, the data or the optimizer."""
     tf_keras.utils.set_random_seed(11)
     encoder = f"task.model.encoder.any.partition={partition},task.model.encoder.any.num_layers=2"
     run = pretrain(f"{encoder},trainer.train_steps=10")

@@ -1,4 +1,4 @@
-"""Use from Python: vectors of strings out of a run, fine-tuning with Keras alone, saving and loading."""
+"""Use from Python: vectors of strings from a run, fine-tuning with Keras alone, saving and loading."""
 
 import numpy as np
 import pytest

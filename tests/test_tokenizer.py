@@ -18,7 +18,7 @@ def pieces(vocabulary, text, lower_case=True):
 
 def test_wordpieces(vocabulary):
     assert pieces(vocabulary, "The CATS sat.") == ["the", "cat", "##s", "sat", "."]
-    assert pieces(vocabulary, "[MASK] cat") == ["[UNK]", "[UNK]", "[UNK]", "cat"]  # no special token out of text
+    assert pieces(vocabulary, "[MASK] cat") == ["[UNK]", "[UNK]", "[UNK]", "cat"]  # no special token from text
 
 
 def test_a_sentence_without_spaces_is_no_unknown_word():
@@ -94,7 +94,7 @@ def test_trained_vocabulary():
 
 
 def test_a_trained_vocabulary_is_the_same_every_time():
-    """Though nearly all pieces are as frequent as others."""
+    """Although nearly all pieces tie with others in frequency."""
     rng = np.random.default_rng(0)
     words = ["".join(map(chr, rng.integers(97, 123, 6))) for _ in range(2000)]
     vocabularies = {tuple(tokenizers.train_vocabulary([" ".join(words)] * 3, 1000, True)) for _ in range(5)}
@@ -117,7 +117,7 @@ def test_a_vocabulary_is_trained_on_what_the_tokenizer_sees(lower_case, words):
     vocabulary = tokenizers.train_vocabulary([words] * 5, 200, lower_case)
     assert "[UNK]" not in pieces(vocabulary, words, lower_case)
     ids = Tokenizer(vocabulary, lower_case).tokenize(tf.constant([words])).to_list()[0]
-    assert len(ids) == len(words.split())  # each is a piece, as often as it comes
+    assert len(ids) == len(words.split())  # each is a piece, as often as it occurs
 
 
 @pytest.mark.parametrize("lower_case", [True, False])

@@ -76,7 +76,7 @@ def test_a_tpu_strategy_takes_training_and_evaluation(request, tmp_path, tpu_str
 
 @pytest.mark.parametrize("finite", [True, False])
 def test_the_step_without_loss_scaling_is_the_step(pretrain, finite):
-    """TPUs have no loss scaling of Keras's, which skips elsewhere."""
+    """TPUs have no Keras loss scaling, which elsewhere does the skipping."""
     params = pretrain("runtime.enable_xla=false").params
     results = []
     for scales in (True, False):

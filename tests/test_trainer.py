@@ -89,7 +89,7 @@ def test_steps_that_are_not_finite_are_skipped_and_counted(pretrain, tmp_path, c
     assert all(np.all(np.isfinite(value)) for value in before[8])
 
 
-@pytest.mark.parametrize("last", [100, 7])  # of 7, the loop that tells of it ends in a step that is finite
+@pytest.mark.parametrize("last", [100, 7])  # with 7, the loop that reports it ends in a step that is finite
 def test_many_steps_in_a_row_that_are_not_finite_end_the_run_and_leave_the_batch(pretrain, tmp_path, last):
     session = start(pretrain(STEPS + ",trainer.max_skipped_steps=3"), tmp_path / "run")
     poison(session, 5, last)
@@ -110,7 +110,7 @@ def test_many_steps_in_a_row_that_are_not_finite_end_the_run_and_leave_the_batch
 
 
 def test_data_that_cannot_be_read_is_said(pretrain, tmp_path):
-    """Its size is right, so that nobody could know beforehand."""
+    """Its size is right, so that the damage cannot be seen beforehand."""
     run = pretrain(STEPS)
     session = start(run, tmp_path / "run")
     for shard in pathlib.Path(run.params.task.train_data.input_path).glob("train-*"):
@@ -191,7 +191,7 @@ def test_history_holds_every_evaluation_once_over_a_resume(pretrain, tmp_path):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_training_in_half_precision(pretrain, tmp_path, capsys, dtype):
-    """Weights stay float32; float16 finds a scale of the loss that its gradients bear."""
+    """Weights stay float32; float16 finds a loss scale that its gradients tolerate."""
     rate = "trainer.optimizer_config.learning_rate.polynomial.initial_learning_rate=0.02"
     steps = "trainer.train_steps=60,trainer.steps_per_loop=10,trainer.validation_interval=60"
     session = start(pretrain(f"{NO_XLA},{steps},{rate},runtime.mixed_precision_dtype={dtype}"), tmp_path / "run")
@@ -209,7 +209,7 @@ def test_training_in_half_precision(pretrain, tmp_path, capsys, dtype):
 
 
 def test_a_run_that_goes_on_in_float16_has_float16s_scale(pretrain, tmp_path):
-    """Of a run in another precision, the checkpoint has a scale of 1, at which small gradients of float16 are zero."""
+    """The checkpoint of a run in another precision has a scale of 1, at which small float16 gradients are zero."""
     directory = str(tmp_path / "run")
     trainer.Session(pretrain(STEPS), directory).train(evaluate=False)
     float16 = "runtime.mixed_precision_dtype=float16"
@@ -243,7 +243,7 @@ def test_a_timed_step_has_the_precision_of_the_run(pretrain):
 
 
 def sleep(seconds):
-    """Returns a TensorFlow operation that takes so long."""
+    """Returns a TensorFlow operation that takes this long."""
     return tf.numpy_function(lambda: time.sleep(seconds), [], [], stateful=True)
 
 
@@ -260,14 +260,14 @@ def test_it_says_so_when_training_waits_for_data_and_only_then(pretrain, tmp_pat
         with tf.control_dependencies([*tf.nest.flatten(logs), sleep(0.5 if slow == "step" else 0.0)]):
             return tf.nest.map_structure(tf.identity, logs)
 
-    # Of the class, because a session reads its data from the beginning.
+    # On the class, because a session reads its data from the beginning.
     monkeypatch.setattr(
         tasks.PretrainTask, "build_inputs", lambda *args: build_inputs(*args).map(slow_batch).prefetch(1)
     )
     monkeypatch.setattr(tasks.PretrainTask, "train_step", slow_step)
     # In one loop, after the first step: what is done between loops would give batches the time to be ready.
     monkeypatch.setattr(trainer, "MOST_LOOP_SECONDS", 1e9)
-    monkeypatch.setattr(trainer, "WORTH_SAYING", 0.2)  # which a busy machine does not come to
+    monkeypatch.setattr(trainer, "WORTH_SAYING", 0.2)  # which a busy machine does not reach
     one_loop = ",trainer.steps_per_loop=8,trainer.checkpoint_interval=8,trainer.validation_interval=8"
     session = start(pretrain(STEPS + one_loop), tmp_path / "run")
     session.train(evaluate=False)
@@ -280,7 +280,7 @@ def test_it_says_so_when_training_waits_for_data_and_only_then(pretrain, tmp_pat
 
 @contextlib.contextmanager
 def launch(data, directory, more=f"{NO_XLA},trainer.train_steps=4000,trainer.steps_per_loop=20", change=""):
-    """Starts a run, which ends with the context."""
+    """Starts a run, which is killed when the context ends."""
     override = ",".join([tiny_override(), "task.train_data.global_batch_size=4", more])
     flags = [f"--data_dir={data}", f"--model_dir={directory}", f"--params_override={override}", "--mode=train"]
     with subprocess.Popen(
@@ -325,7 +325,7 @@ def test_a_signal_saves_a_checkpoint_and_asks_to_be_tried_again(tmp_path, write_
         process.send_signal(number)
         stopped_at = int(read_until(process, "stopped at step ").split()[3].rstrip(","))
         assert process.wait(timeout=300) == 75
-        assert process.stdout.read() == ""  # it is said once
+        assert process.stdout.read() == ""  # it is reported once
     assert checkpoints.checkpoint_step(checkpoints.latest_checkpoint(directory)) == stopped_at
 
     with launch(data, directory) as process:
@@ -361,7 +361,7 @@ def test_a_signal_before_there_is_anything_to_save_is_heeded_at_once(tmp_path, w
 
 
 def heeds_sigterm(pid):
-    """Whether the process blocks the signal: a thread of it waits for it then."""
+    """Whether the process blocks the signal, for which one of its threads then waits."""
     blocked = re.search(r"SigBlk:\s*(\w+)", pathlib.Path(f"/proc/{pid}/status").read_text())[1]
     return bool(int(blocked, 16) >> (signal.SIGTERM - 1) & 1)
 
@@ -408,7 +408,7 @@ def test_killed_twice_with_sigkill_it_ends_with_the_same_weights(tmp_path, write
 def test_a_run_that_was_killed_ends_with_the_same_weights(
     pretrain, classify, fine_tune, tmp_path, monkeypatch, experiment
 ):
-    """Data, masking, dropout, optimizer and schedule all go on where they were: bit for bit, on a CPU."""
+    """Data, masking, dropout, optimizer and schedule all resume where they were: bit for bit, on a CPU."""
     more = STEPS + ",task.model.encoder.any.dropout_rate=0.2,task.model.encoder.any.attention_dropout_rate=0.2"
     if experiment == "tag":
         words = [f"the\tA\ncat\tB\n{'sat' if i % 2 else 'ran'}\tA\n" for i in range(12)]
@@ -439,7 +439,7 @@ def test_a_run_that_was_killed_ends_with_the_same_weights(
 
 
 def test_iterators_do_not_autotune(pretrain, tmp_path):
-    """Else dropping one would wait, about every other time, for as long as its tuning sleeps."""
+    """Otherwise destroying one would wait, about every other time, for as long as its tuning sleeps."""
     session = start(pretrain(NO_XLA), tmp_path).trainer
     for dataset in (session.train_dataset, session.eval_dataset):
         assert dataset.options().autotune.enabled is False
@@ -474,7 +474,7 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(tmp_path, capsy
 
 
 def test_training_goes_on_from_the_checkpoint_before_a_damaged_one(pretrain, tmp_path):
-    """And ends as if nothing had been."""
+    """And ends as if nothing had happened."""
     run = pretrain(STEPS)
     whole = train(run, tmp_path / "whole")
     broken = start(pretrain(STEPS), tmp_path / "broken")
@@ -497,7 +497,7 @@ def test_a_full_disk_stops_training_with_one_line_and_the_last_checkpoint_whole(
     more += ",trainer.summary_interval=100000"  # TensorBoard's files, too, would grow beyond the limit
     with launch(data, directory, more) as process:
         read_until(process, "step 60/")
-        # No file may grow beyond 10 kB from here on, which is what this process can do of a full disk.
+        # No file may grow beyond 10 kB from here on, the closest this process can come to a full disk.
         resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (10_000, 10_000))
         line = read_until(process, "error: ")
         assert process.wait(timeout=300) == 2
@@ -522,7 +522,7 @@ def test_a_store_that_does_not_answer_asks_to_be_tried_again(tmp_path, write_cor
         assert process.wait(timeout=300) == 0
 
 
-# As of gs:// after ten attempts.
+# As from gs:// after ten attempts.
 _NO_ANSWER = """
 save = tf.train.CheckpointManager.save
 def save_once(manager, checkpoint_number):

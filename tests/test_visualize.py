@@ -1,4 +1,4 @@
-"""Pictures of a run: what they show is what the model computes, and what cannot be shown is said."""
+"""Pictures of a run: what they show is what the model computes, and what cannot be shown is reported."""
 
 import json
 import re
@@ -265,7 +265,7 @@ def test_the_text_is_the_beginning_of_the_first(pretrain, classify, tmp_path):
 
 
 def test_steps_done_twice_count_once(tmp_path):
-    for loss in (5.0, 4.0):  # a run that was killed, and went on from before
+    for loss in (5.0, 4.0):  # a run that was killed, and resumed from an earlier step
         time.sleep(1.1)  # files are read in the order of their names, which begin with the second
         with tf.summary.create_file_writer(str(tmp_path), filename_suffix=f".{loss}").as_default():
             for step in (10, 20):

@@ -15,14 +15,14 @@ def tiny_override(**choices) -> str:
 
 
 def real_rows(batch) -> dict[str, np.ndarray]:
-    """Returns a batch without what only fills it up."""
+    """Returns a batch without its padding rows."""
     batch = {key: value.numpy() for key, value in batch.items()}
     weights = batch.pop("row_weights", None)
     return batch if weights is None else {key: value[weights > 0] for key, value in batch.items()}
 
 
 def one_step(params: cfg.ExperimentConfig, jit_compile=False):
-    """Takes a train and an eval step; returns the task, the model, the optimizer and both logs."""
+    """Takes a train and an eval step; returns the task, the model, the optimizer and which variables changed."""
     task = task_factory.get_task(params.task)
     model = task.build_model()
     optimizer = task.create_optimizer(params.trainer.optimizer_config)

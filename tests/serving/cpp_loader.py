@@ -17,7 +17,7 @@ _LIBRARIES = ("_fast_bert_normalizer.so", "_fast_wordpiece_tokenizer.so", "_norm
 
 
 class RequestError(Exception):
-    """What the loader said of a request that it could not answer."""
+    """The loader's error for a request that it could not answer."""
 
 
 def compile_loader(directory) -> str:

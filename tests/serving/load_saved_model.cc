@@ -2,7 +2,7 @@
 //
 //   load_saved_model MODEL_DIR [OPERATIONS.so ...] < requests > answers
 //
-// Requests and answers are records: a length, 8 bytes, the lowest first, and so many bytes of a tensorflow.NameAttrList.
+// Requests and answers are records: a length, 8 bytes little-endian, and that many bytes of a tensorflow.NameAttrList.
 // A request has the name of a signature and the tensors of its inputs by their names; its answer has "OK" or an error
 // for a name, and the tensors of all outputs. An answer is written before the next request is read. An empty record asks
 // for memory: the name of its answer is the bytes that the program has allocated and not freed.

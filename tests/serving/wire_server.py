@@ -1,7 +1,7 @@
 """A server on this machine that speaks TF Serving's protocol: gRPC with the official stubs, and REST.
 
 It answers as TF Serving 2.20 does by its source, errors included, as far as `shatter_tf.export` needs: Predict,
-GetModelMetadata and GetModelStatus; JSON by rows and by columns. What computes is TensorFlow's C++ loader.
+GetModelMetadata and GetModelStatus; JSON by rows and by columns. TensorFlow's C++ loader does the computing.
 """
 
 import base64
@@ -185,7 +185,7 @@ def _json(value: np.ndarray):
         # The shortest decimal that gives the same float32 back, where TF Serving takes six or nine digits.
         value = np.array([float(str(number)) for number in value.ravel()]).reshape(value.shape)
     if value.dtype == object:
-        # Bytes that are no UTF-8 go out as they are.
+        # Bytes that are not UTF-8 are sent as they are.
         texts = [string.decode(errors="surrogateescape") for string in value.ravel()]
         value = np.array(texts, object).reshape(value.shape)
     return value.tolist()
