@@ -21,7 +21,7 @@ from shatter_tf.dropout import dropout, random_keys
 
 # Keeps the normaliser of a fully masked row finite. Rows whose entries are all this small stay smaller than others.
 EPSILON = 1e-6
-# The same for a part, and of a size whose reciprocal is a float16.
+# The same for a part, large enough for its reciprocal to fit in float16.
 PART_EPSILON = 3e-5
 # A part that gets less than this share of a row's attention fades out.
 SMALL_SHARE = 1e-2
@@ -31,8 +31,8 @@ def attention_mask(packs: tf.Tensor, num_queries: Optional[int] = None) -> tf.Te
     """Returns m_ij: whether j is another token of i's document, for the first queries i and every j.
 
     Documents packed into one row are numbered 1, 2, 3, …; 0 is padding. A plain 0/1 mask is the special case of one
-    document. Padding attends to nothing and nothing attends to it. Nor does a token attend to itself, which it has
-    from the residual connection already: parts near 0 are then free for its neighbours.
+    document. Padding attends to nothing and nothing attends to it. Nor does a token attend to itself: the residual
+    connection provides it already, and parts near 0 are then free for its neighbours.
 
     Args:
       packs: document numbers, integer [B, M].
@@ -53,13 +53,13 @@ def attention_mask(packs: tf.Tensor, num_queries: Optional[int] = None) -> tf.Te
 
 
 def same_document(query_packs: tf.Tensor, key_packs: tf.Tensor) -> tf.Tensor:
-    """Returns whether i and j are of the same document, bool [B, L, M], by their pack numbers, [B, L] and [B, M]."""
+    """Returns whether i and j are in the same document, bool [B, L, M], from their pack numbers, [B, L] and [B, M]."""
     query, key = query_packs[:, :, tf.newaxis], key_packs[:, tf.newaxis, :]
     return tf.logical_and(tf.equal(query, key), key > 0)
 
 
 def query_positions(x: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
-    """Returns the positions of x, [B, M, D], that the mask, [B, L, M] or [B, L], has: the first L, [B, L, D]."""
+    """Returns the first L positions of x, [B, M, D], as [B, L, D]; L is that of the mask, [B, L, M] or [B, L]."""
     if mask.shape[1] is not None and mask.shape[1] == x.shape[1]:
         return x  # a slice of everything would be a copy in the backward pass
     return x[:, : tf.shape(mask)[1]]
@@ -68,10 +68,10 @@ def query_positions(x: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
 def attention_scores(query: tf.Tensor, x: tf.Tensor, from_positions: Optional[tf.Tensor]) -> tf.Tensor:
     """Returns s_ij = q_i . x_j / sqrt(D) + sum_p f_p(j - i) b_ip as float32 [B, L, M].
 
-    Args, all in the compute dtype, in which the sum is made, too:
+    Args, all in the compute dtype, in which the sum is also computed:
       query: q, [B, L, D].
       x: the layer's input, [B, M, D].
-      from_positions: the second term, [B, L, M]; None for none.
+      from_positions: the second term, [B, L, M], or None.
 
     Source: Shatter drops the key projection because, with one head, the query and key matrices are one bilinear form.
     """
@@ -82,7 +82,7 @@ def attention_scores(query: tf.Tensor, x: tf.Tensor, from_positions: Optional[tf
 
 
 def attention_map(config: ShatterConfig, scores: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
-    """Returns a_ij, divided by the row's n_i if there is one for all parts, as float32 [B, L, M].
+    """Returns a_ij as float32 [B, L, M], divided by the row's n_i if all parts share one.
 
     Masked entries and rows are exactly zero.
 
@@ -92,8 +92,8 @@ def attention_map(config: ShatterConfig, scores: tf.Tensor, mask: tf.Tensor) -> 
       scores: s, float32 [B, L, M].
       mask: m, bool [B, L, M].
 
-    Source: the sigmoid is the paper's. Its bias is ours: far below its middle it is nearly an exponential, of which a
-    normaliser makes a softmax, but it needs no maximum of the row and cannot overflow. The normalisers are ours, too.
+    Source: the sigmoid is the paper's. Its bias is ours: far below its midpoint it is nearly an exponential, which a
+    normaliser turns into a softmax, but it needs no row maximum and cannot overflow. The normalisers are ours, too.
     """
     attention = tf.cast(mask, tf.float32) * tf.sigmoid(scores - config.sigmoid_bias)
     if config.normalizer == "row_sum":
@@ -107,7 +107,7 @@ def attention_map(config: ShatterConfig, scores: tf.Tensor, mask: tf.Tensor) -> 
 def part_values(attention: tf.Tensor, partition: tf.Tensor, value: tf.Tensor):
     """Returns concat_p sum_j f_p(j - i) a_ij v_jp as [B, L, D].
 
-    Args, in the compute dtype as the result is:
+    Args, in the compute dtype, like the result:
       attention: a, [B, L, M].
       partition: f, [P, L, M]; it has no gradient.
       value: v, [B, P, M, E].
@@ -118,9 +118,9 @@ def part_values(attention: tf.Tensor, partition: tf.Tensor, value: tf.Tensor):
     def gradient(dy):
         dy = tf.reshape(dy, [batch_size, length, parts, width])
         d_attention = tf.reduce_sum(tf.einsum("BLPE,BPME->BPLM", dy, value) * partition, axis=1)
-        # The products of the forward pass once more. Were they the same to a compiler, it would keep them until now,
-        # [B, P, L, M], P times the memory of the map; a zero that it cannot know to be one makes them others.
-        zero = 0.0 * tf.reduce_sum(dy[:1, :1, 0, 0])  # of a batch of no rows, too
+        # The products of the forward pass, recomputed. If a compiler saw that they are the same, it would keep them
+        # until now, [B, P, L, M], P times the memory of the map; adding a zero that it cannot recognise prevents that.
+        zero = 0.0 * tf.reduce_sum(dy[:1, :1, 0, 0])  # also for a batch of no rows
         products = (attention + zero)[:, tf.newaxis] * partition
         return d_attention, None, tf.einsum("BPLM,BLPE->BPME", products, dy)
 
@@ -136,13 +136,13 @@ def part_totals(attention: tf.Tensor, partition: tf.Tensor) -> tf.Tensor:
 def normalize_parts(y: tf.Tensor, totals: tf.Tensor) -> tf.Tensor:
     """Returns y_ip / n_ip with n_ip = t_ip + 0.01 sum_q t_iq, t_ip = sum_j f_p(j - i) a_ij: each part's own normaliser.
 
-    Args, in the compute dtype as the result is:
+    Args, in the compute dtype, like the result:
       y: [B, L, D], part after part.
       totals: t, [B, L, P], see `part_totals`.
 
     Source: ours. Near parts hold a token or two, far ones dozens: divided by one n_i, what is read from the near
-    ones would start a tenth as loud as what is read from the far ones. A part that gets less than a hundredth of the
-    row's attention fades out; that its share counts, and not its total, learns better (docs/log.md).
+    ones would start a tenth as large as what is read from the far ones. A part that gets less than a hundredth of the
+    row's attention fades out; using its share instead of its total learns better (docs/log.md).
     """
     totals = tf.cast(totals, tf.float32)
     totals += SMALL_SHARE * tf.reduce_sum(totals, axis=-1, keepdims=True) + PART_EPSILON
@@ -170,8 +170,8 @@ def attend(
       query, position_bias: q, [B, L, D], and b, [B, L, P] or None; see `attention_scores`.
       x, value: what is attended to, [B, M, D], and its values, [B, P, M, E].
       mask, partition: m, bool [B, L, M], and f, [P, L, M] of any float dtype.
-      dropout_keys: see `dropout.dropout`. A part's normaliser counts what is left: its mean is over the tokens that
-        were not dropped.
+      dropout_keys: see `dropout.dropout`. A part's normaliser counts what is left, so its mean is over the tokens
+        that were not dropped.
     """
     y, totals, attention = read_parts(config, query, position_bias, x, value, mask, partition, dropout_keys)
     return normalize_parts(y, totals) if config.normalizer == "part_row_sum" else y, attention
@@ -202,7 +202,7 @@ class ShatterAttention(tf_keras.layers.Layer):
 
     Inputs, called as `layer(x, mask, partition, dropout_keys)`, or as `layer(x, packs, …)` for the same in blocks:
       x: [B, M, D].
-      mask: bool [B, L, M]; see `attention_mask`. L < M computes the first L positions alone.
+      mask: bool [B, L, M]; see `attention_mask`. L < M computes only the first L positions.
       partition: [P, L, M] of any float dtype; see `partition.position_partition`.
       packs: int32 [B, M] document numbers; see `attention_in_blocks.attend_in_blocks`, which needs a static length.
       dropout_keys: uint32 [B]; see `dropout.dropout`. Without them, training draws keys of its own.
@@ -269,8 +269,8 @@ class ShatterAttention(tf_keras.layers.Layer):
 
 
 def as_config(config) -> ShatterConfig:
-    """Returns `config`, a ShatterConfig or the dict of one, checked; raises ValueError with every problem in it."""
-    # A copy: what is built does not change when its caller's settings do.
+    """Returns `config`, a ShatterConfig or the dict of one, checked; raises ValueError that lists every problem."""
+    # A copy, so that what is built does not change when its caller's settings do.
     config = config.replace() if isinstance(config, ShatterConfig) else ShatterConfig(**config)
     if config.problems():
         raise ValueError("; ".join(config.problems()))

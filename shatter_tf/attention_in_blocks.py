@@ -1,15 +1,15 @@
-"""The attention of long sequences, in blocks of queries: what `attention.attend` reads, in memory that grows with L.
+"""Attention over long sequences in blocks of queries: what `attention.attend` reads, in memory that grows with L.
 
-Attended to at once, L tokens need maps of L x L. Here a block's maps, masks and partitions are worked out when it is
-its turn, and again in the backward pass. And where the partition is compact, as hats are (`partition.far_parts`), only
-keys near a block are read by all parts:
+Computed all at once, L tokens need maps of L x L. Here each block's maps, masks and partitions are computed in its turn
+and recomputed in the backward pass. And where the partition has compact support, as hats do (`partition.far_parts`),
+only keys near a block are read by all parts:
 
-    near   a window of keys around every block. Only what lies in it differs: all blocks are read at once
-    far    all other keys, block by block. Those on the left are of parts 1 and 0, those on the right of P - 2 and
+    near   a window of keys around every block. Windows differ only in their contents, so all blocks are read at once
+    far    all other keys, block by block. Those on the left belong to parts 1 and 0, those on the right to P - 2 and
            P - 1, which are the same functions of |r|. So two parts, an inner and an outer one, serve both sides, and
-           the side that a key is on tells whose values it has
+           the side that a key is on determines which part's values it takes
 
-Letters in shapes are those of attention.py; N is the number of blocks, Q the queries of one, W the keys of a window.
+Letters in shapes are those of attention.py; N is the number of blocks, Q the queries in one, W the keys in a window.
 Source: ours.
 """
 
@@ -64,10 +64,10 @@ def attend_in_blocks(
         queries["position_bias"] = position_bias
     if dropout_keys is not None:
         keys["dropout_keys"] = dropout_keys
-    # A normaliser for all parts needs all of a row at once.
+    # A normaliser shared by all parts needs the whole row at once.
     per_part = config.normalizer in ("none", "part_row_sum")
     if per_part and distance and config.query_block_size + 2 * distance < x.shape[1]:
-        # Every tensor is an argument: what is computed again must not reach for others.
+        # Every tensor is an argument: what is recomputed must not capture others.
         near = tf.recompute_grad(lambda *tensors: _read_near(config, *tensors))(queries, keys)
         far = _block_by_block(_read_far, config, queries, _far_keys(config, keys))
         y, totals = near[0] + far[0], near[1] + far[1]
@@ -77,13 +77,13 @@ def attend_in_blocks(
 
 
 def _block_by_block(read: Callable, config: ShatterConfig, queries: dict, keys: dict) -> list[tf.Tensor]:
-    """Returns what `read(config, block, keys)` reads, [B, Q, D] and [B, Q, P] a block, of all: [B, L, D], [B, L, P]."""
+    """Returns what `read(config, block, keys)` reads, [B, Q, D] and [B, Q, P], for all blocks: [B, L, D], [B, L, P]."""
     x, size = keys["x"], config.query_block_size
     blocks = dict(start=tf.range(0, x.shape[1], size), **{name: _cut(t, size) for name, t in queries.items()})
 
     @tf.recompute_grad
     def read_block(block, keys):
-        # Without an axis for B: of one row, the TPU compiler would make it the one that it fills up to 128 entries.
+        # Without an axis for B: with one row, the TPU compiler would make it the axis that it pads to 128 entries.
         return tuple(tf.reshape(t, [-1, t.shape[-1]]) for t in read(config, block, keys))
 
     rows = x.shape[0] and x.shape[0] * size
@@ -97,7 +97,7 @@ def _block_by_block(read: Callable, config: ShatterConfig, queries: dict, keys: 
 
 
 def _read_all(config: ShatterConfig, block: dict, keys: dict) -> tuple[tf.Tensor, tf.Tensor]:
-    """Reads all keys by all parts."""
+    """Reads all keys with all parts."""
     length = keys["x"].shape[1]
     i, j = block["start"] + tf.range(config.query_block_size), tf.range(length)
     r = j - i[:, tf.newaxis]
@@ -106,7 +106,7 @@ def _read_all(config: ShatterConfig, block: dict, keys: dict) -> tuple[tf.Tensor
 
 
 def _read_near(config: ShatterConfig, queries: dict, keys: dict) -> list[tf.Tensor]:
-    """Reads the windows around all blocks by all parts, and returns [B, L, D] and [B, L, P]."""
+    """Reads the windows around all blocks with all parts, and returns [B, L, D] and [B, L, P]."""
     size, (batch_size, length) = config.query_block_size, (tf.shape(keys["x"])[0], keys["x"].shape[1])
     distance, _ = far_parts(config)
     i, j = tf.range(size), tf.range(-distance, size + distance)
@@ -133,8 +133,8 @@ def _read(config, block, keys, mask, partition, places) -> tuple[tf.Tensor, tf.T
 def _far_keys(config: ShatterConfig, keys: dict) -> dict:
     """Returns `keys` with the inner and the outer part's values and partition, for `_read_far`.
 
-    value: [B, 2, L, 2 E + 2], those of the left and of the right, and ones, for totals, for either.
-    partition: [2, Q, L + (N - 1) Q], of which a block has L columns, those of the first block being the last.
+    value: [B, 2, L, 2 E + 2], values for the left and for the right, then a one for each side, for the totals.
+    partition: [2, Q, L + (N - 1) Q], of which each block uses L columns, the first block the last ones.
     """
     x, value, size = keys["x"], keys["value"], config.query_block_size
     _, pairs = far_parts(config)
@@ -146,7 +146,7 @@ def _far_keys(config: ShatterConfig, keys: dict) -> dict:
 
 
 def _read_far(config: ShatterConfig, block: dict, keys: dict) -> tuple[tf.Tensor, tf.Tensor]:
-    """Reads all keys but those of the block's window by the two outermost parts of their side."""
+    """Reads all keys outside the block's window with the two outermost parts on their side."""
     x, start, size, width = keys["x"], block["start"], config.query_block_size, config.hidden_size // config.num_parts
     length, (distance, pairs) = x.shape[1], far_parts(config)
     i, j = start + tf.range(size), tf.range(length)
@@ -170,28 +170,28 @@ def _read_far(config: ShatterConfig, block: dict, keys: dict) -> tuple[tf.Tensor
 
 
 def _among_all(config: ShatterConfig, inner: tf.Tensor, outer: tf.Tensor) -> tf.Tensor:
-    """Puts what the inner and the outer part have of both sides, [B, Q, 2 K], in its place among all, [B, Q, P K]."""
+    """Puts what the inner and the outer part read on both sides, [B, Q, 2 K], in its place among all, [B, Q, P K]."""
     (inner_left, inner_right), (outer_left, outer_right) = (tf.split(t, 2, axis=-1) for t in (inner, outer))
     between = tf.zeros_like(tf.repeat(outer_left, config.num_parts - 4, axis=-1))
     return tf.concat([outer_left, inner_left, between, inner_right, outer_right], axis=-1)
 
 
 def _cut(t: tf.Tensor, size: int) -> tf.Tensor:
-    """Cuts [B, L, K] into [N, B, Q, K]; the last block is filled up with zeros."""
+    """Cuts [B, L, K] into [N, B, Q, K]; the last block is padded with zeros."""
     number = -(-t.shape[1] // size)
     t = tf.pad(t, [[0, 0], [0, number * size - t.shape[1]], [0, 0]])
     return tf.transpose(tf.reshape(t, [-1, number, size, t.shape[-1]]), [1, 0, 2, 3])
 
 
 def _join(t: tf.Tensor, size: int, length: int) -> tf.Tensor:
-    """Puts blocks together again: [N, B, Q, K], or of that with some axes in one, to [B, L, K]."""
+    """Joins blocks, [N, B, Q, K] or that with some axes merged, into [B, L, K]."""
     number, k = -(-length // size), t.shape[-1]
     t = tf.transpose(tf.reshape(t, [number, -1, size, k]), [1, 0, 2, 3])
     return tf.reshape(t, [-1, number * size, k])[:, :length]
 
 
 def _windows(t: tf.Tensor, size: int, distance: int) -> tf.Tensor:
-    """Returns what of [B, ..., L, K] is around each block, [N B, ..., W, K], with zeros beyond the ends."""
+    """Returns the window of [B, ..., L, K] around each block, [N B, ..., W, K], with zeros beyond the ends."""
     length = t.shape[-2]
     starts = range(0, length, size)
     t = tf.pad(t, [[0, 0]] * (t.shape.rank - 2) + [[distance, distance + len(starts) * size - length], [0, 0]])

@@ -1,4 +1,4 @@
-"""BERT as a fair rival: Model Garden's encoder with what a good modern BERT has, on exactly what Shatter sees.
+"""BERT as a fair baseline: Model Garden's encoder with what a good modern BERT has, on exactly what Shatter sees.
 
 What differs from Model Garden's BertEncoderV2: packed documents are kept apart, a pre-norm encoder ends with a layer
 normalisation, and positions may be absolute embeddings, T5's relative biases, both, or RoFormer's rotations.
@@ -22,10 +22,10 @@ POSITIONS = ("absolute", "relative_bias", "absolute_and_relative_bias", "rotary"
 
 @dataclasses.dataclass
 class BertConfig(encoders.BertEncoderConfig):
-    """Model Garden's BERT settings, and how it knows positions.
+    """Model Garden's BERT settings, and how positions are encoded.
 
     Attributes:
-      positions: "absolute" (Devlin et al. 2019), "relative_bias" (T5, arXiv 1910.10683, each layer its own),
+      positions: "absolute" (Devlin et al. 2019), "relative_bias" (T5, arXiv 1910.10683, separate in each layer),
         "absolute_and_relative_bias", or "rotary" (RoFormer, arXiv 2104.09864, Model Garden's own blocks).
       pooling: what `pooled_output` is: "first_token", Model Garden's tanh projection of it, or "mean", as in
         ShatterConfig.
@@ -60,7 +60,7 @@ class SameDocumentMask(layers.SelfAttentionMask):
 
 
 class _NoPositions(tf_keras.layers.Layer):
-    """Stands where BERT's absolute position embeddings would."""
+    """Replaces BERT's absolute position embeddings with zeros."""
 
     def call(self, inputs):
         return tf.zeros_like(inputs)
@@ -97,7 +97,7 @@ class _RelativeBlock(layers.TransformerEncoderBlock):
 
 
 def _rotations(length: int, width: int, dtype: str) -> list[tf.Tensor]:
-    """Returns the sines and cosines of RoFormer's angles, each [1, length, 1, width], worked out in float32."""
+    """Returns the sines and cosines of RoFormer's angles, each [1, length, 1, width], computed in float32."""
     frequencies = 10_000.0 ** (-tf.range(0, width, 2, tf.float32) / width)
     angles = tf.repeat(tf.range(length, dtype=tf.float32)[:, tf.newaxis] * frequencies, 2, axis=-1)
     return [tf.cast(t, dtype)[tf.newaxis, :, tf.newaxis] for t in (tf.sin(angles), tf.cos(angles))]
@@ -106,14 +106,14 @@ def _rotations(length: int, width: int, dtype: str) -> list[tf.Tensor]:
 class _RotaryBlock(RoformerEncoderBlock):
     def build(self, input_shape):
         super().build(input_shape)
-        # Model Garden reckons angles in the compute dtype; bfloat16 rounds that of position 127 by up to a quarter.
+        # Model Garden computes angles in the compute dtype; bfloat16 rounds that of position 127 by up to a quarter.
         attention = self._attention_layer
         sine, cosine = _rotations(self._q_max_sequence_length, self._attention_head_size, self.compute_dtype)
         attention.q_sin_vec = attention.k_sin_vec = sine
         attention.q_cos_vec = attention.k_cos_vec = cosine
 
     def call(self, inputs, output_range=None):
-        del output_range  # BertConfig.problems refuses it
+        del output_range  # BertConfig.problems rejects it
         return super().call(inputs)
 
 
@@ -208,7 +208,7 @@ class BertBaseline(networks.BertEncoderV2):
         return outputs
 
     def freeze_pooler(self) -> None:
-        """Keeps an unused pooler, which BertEncoderV2 always has, from warnings about missing gradients."""
+        """Freezes an unused pooler, which BertEncoderV2 always has, to avoid warnings about missing gradients."""
         self.pooler_layer.trainable = False
 
     def get_config(self):

@@ -1,4 +1,4 @@
-"""Measures what pretraining costs, Shatter beside Model Garden's BERT at the same sizes, with or without the hardware.
+"""Measures the cost of pretraining Shatter and Model Garden's BERT at the same sizes, with or without the hardware.
 
   python -m shatter_tf.benchmark --compare=bert --target=cpu --seq_length=128 --batch_size=8
   python -m shatter_tf.benchmark --compare=bert --target=tpu:v4:2x2x1 --seq_length=512 --batch_size=8 --json=tpu.json
@@ -6,14 +6,14 @@
   python -m shatter_tf.benchmark --target=gpu:v100 --seq_length=512 --batch_size=8 --memory_gb=16
 
 It builds the whole training step (encoder, masked-LM head, AdamW) of each with random weights and needs no corpus.
-Sizes are BERT-Base's unless CONFIG_FILE or --params_override say otherwise. Several lengths and batch sizes, separated
-by commas, are all measured with each other.
+Sizes are BERT-Base's unless CONFIG_FILE or --params_override say otherwise. Lengths and batch sizes may be lists,
+separated by commas; every combination is measured.
 
-Targets: cpu and gpu run the steps in turn, compiled by XLA, and read memory off XLA's assignment of buffers. The others
-compile them for a device that need not be there. A TPU's (tpu:v4:2x2x1, tpu:v5e:2x2) do so with the compiler of real
+Targets: cpu and gpu run the steps in turn, compiled by XLA, and take memory from XLA's buffer assignment. The others
+compile them for a device that need not be present. TPU targets (tpu:v4:2x2x1, tpu:v5e:2x2) use the compiler of real
 TPUs (`make tpu-compiler` gets it): memory and cycles are then the compiler's own estimates for one chip's core, the
-same at every run. A GPU's (gpu:v100, t4, a100, rtx4090, h100; `make gpu-compiler`) do so with XLA and give memory, but
-no times. Precision is bfloat16, and float16 on a V100 and a T4, which have no bfloat16; on a CPU float32.
+same at every run. GPU targets (gpu:v100, t4, a100, rtx4090, h100; `make gpu-compiler`) use XLA and give memory, but
+no times. Precision is bfloat16, or float16 on a V100 and a T4, which have no bfloat16, and float32 on a CPU.
 """
 
 import argparse
@@ -31,8 +31,8 @@ from shatter_tf.command_line import UserError, new_parser, quieten_logging, run
 from shatter_tf.cross_compiler import GPUS
 from shatter_tf.xla_memory import dump_buffers, newest_buffers
 
-# For each generation of TPU: floating-point operations of a core's matrix units in a cycle (four of 128 x 128
-# multipliers), and cycles a second. Source: Google Cloud's system architecture pages, 275 and 197 TFLOP/s a chip.
+# For each generation of TPU: floating-point operations per cycle of a core's matrix units (four of 128 x 128
+# multipliers), and cycles per second. Source: Google Cloud's system architecture pages, 275 and 197 TFLOP/s a chip.
 _TPUS = {"v4": (4 * 128 * 128 * 2, 1.05e9), "v5e": (4 * 128 * 128 * 2, 1.5e9)}
 _TARGETS = f"cpu, gpu, tpu:v4:2x2x1, tpu:v5e:2x2 or gpu:{'|'.join(GPUS)}"
 _GIB = 2**30
@@ -103,7 +103,7 @@ def resolve(args: argparse.Namespace, seq_length: int, batch_size: int) -> dict:
     for name, encoder in (("shatter", "any"), (args.compare, args.compare)):
         override = ",".join(filter(None, (args.params_override, sizes, f"task.model.encoder.type={encoder}")))
         params = settings.resolve_without_data(config_file=args.config_file, params_override=override)
-        params.runtime.enable_xla = True  # whose figures these are
+        params.runtime.enable_xla = True  # the figures are XLA's
         if params.runtime.mixed_precision_dtype is None:
             params.runtime.mixed_precision_dtype = _precision(args)
         models[name] = params
@@ -114,7 +114,7 @@ def _precision(args: argparse.Namespace) -> str:
     """Returns the precision that a target is made for."""
     if args.target == "cpu":
         return "float32"
-    capability = (8, 0)  # from where on GPUs have bfloat16; TPUs do
+    capability = (8, 0)  # GPUs have bfloat16 from here on; TPUs have it
     if args.compiled_for in GPUS:
         capability = GPUS[args.compiled_for].compute_capability
     elif args.target == "gpu":
@@ -167,13 +167,13 @@ _CAVEATS = {
 
 
 class Compiler:
-    """The compiler of a TPU or GPU that need not be there."""
+    """The compiler of a TPU or GPU that need not be present."""
 
     def __init__(self, target: str, python: str, directory: str):
         self._target, self._python, self._directory = target, python, directory
         self.compiler = ""
         self.caveat = _CAVEATS[target.partition(":")[0]]
-        # A TPU's compiler takes minutes, and refuses what does not fit the TPU.
+        # A TPU's compiler takes minutes, and rejects what does not fit the TPU.
         self.refinements = 2 if target.startswith("gpu:") else 0
 
     def compile(self, name: str, params) -> dict:
@@ -187,7 +187,7 @@ class Compiler:
         step.free()
         with open(path, "wb") as f:
             f.write(hlo.SerializeToString())
-        # A script of another environment, which has no TensorFlow: by its path, not as a module of this package.
+        # Run by its path, not as a module of this package: its environment is another one, without TensorFlow.
         script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "cross_compiler.py")
         command = [self._python, script, path, self._target, path.replace(".pb", ".txt")]
         process = subprocess.run(command, capture_output=True, text=True)
@@ -236,7 +236,7 @@ def find_largest_batch(
 ) -> int | None:
     """Returns how many rows of a model fit `args.memory_gb`, given the peak at one batch size; None if all do.
 
-    It follows `largest_batch` to where that says, because peaks grow faster from a few rows to a few more.
+    It measures again at the size that `largest_batch` gives, because peaks grow faster per row at small sizes.
     """
     rows = max(peaks) // 2 or 2
     for _ in range(1 + target.refinements):
@@ -265,7 +265,7 @@ def largest_batch(peaks: dict[int, int], memory: float) -> int | None:
     return max(0, int((memory - (peak - rows * per_row)) // per_row)) if per_row > 0 else None
 
 
-# What the table shows of each figure, if it was measured: its name, and how a value is written.
+# How the table shows each figure, if it was measured: its name, and how a value is formatted.
 _ROWS = {
     "parameters": ("parameters", lambda v: f"{v / 1e6:.1f} M"),
     "matmul_flops": ("FLOPs of matrix products", lambda v: f"{v / 1e12:.3f} T"),
@@ -285,7 +285,7 @@ _ROWS = {
 
 
 def format_table(measurement: dict, rival: str) -> str:
-    """Returns one measurement as lines of text, a figure to a line."""
+    """Returns one measurement as lines of text, one figure per line."""
     title = f"{measurement['batch_size']} x {measurement['seq_length']} tokens"
     lines = [f"{title:28}{'shatter':>14}{rival:>14}{'ratio':>8}"]
     for key, (name, written) in _ROWS.items():
@@ -297,7 +297,7 @@ def format_table(measurement: dict, rival: str) -> str:
 
 
 def plot(measurements: list[dict], rival: str, title: str, path: str) -> None:
-    """Draws as PNG tokens a second, if known, and temporary memory against length, a line for each model and batch."""
+    """Plots tokens a second, if known, and temporary memory against length, a line for each model and batch, as PNG."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,4 +1,4 @@
-"""Checkpoints: finding them, and restoring from another run's without a silent gap."""
+"""Finds checkpoints, and restores from another run's without silent gaps."""
 
 import os
 import re
@@ -20,7 +20,7 @@ _VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
 def _checkpoints(model_dir: str) -> list[str]:
     """Returns the prefixes of the checkpoints in `model_dir`, newest first.
 
-    By their files: the list that TensorFlow keeps beside them may be lost with the machine that was writing it.
+    Found by their files: the list that TensorFlow keeps beside them may be lost with the machine that was writing it.
     """
     names = tf.io.gfile.listdir(model_dir) if tf.io.gfile.isdir(model_dir) else []
     numbers = sorted((int(match[1]) for name in names if (match := _INDEX_FILE.fullmatch(name))), reverse=True)
@@ -28,12 +28,12 @@ def _checkpoints(model_dir: str) -> list[str]:
 
 
 def _reader(checkpoint: str):
-    # tf.train.load_checkpoint asks first whether the prefix is a directory, which object stores cannot tell.
+    # tf.train.load_checkpoint first checks whether the prefix is a directory, which object stores cannot tell.
     return tf.compat.v1.train.NewCheckpointReader(checkpoint)
 
 
 def _damage(checkpoint: str) -> Optional[str]:
-    """Returns what is wrong with the files of a checkpoint, or None; reads all of them, for their checksums."""
+    """Returns what is wrong with the files of a checkpoint, or None; reads all of them, to verify their checksums."""
     try:
         reader = _reader(checkpoint)
         for name in reader.get_variable_to_shape_map():
@@ -46,7 +46,7 @@ def _damage(checkpoint: str) -> Optional[str]:
 def latest_checkpoint(model_dir: str) -> Optional[str]:
     """Returns the prefix of the newest checkpoint in `model_dir` that is whole, or None if there never was any.
 
-    Those that are damaged (a machine died while writing, a disk failed) are named and passed over.
+    Damaged ones (a machine died while writing, a disk failed) are reported and skipped.
 
     Raises:
       UserError: when there are checkpoints and all are damaged.
@@ -103,7 +103,7 @@ def restore_pretrained(items: dict[str, tf_keras.layers.Layer], init_checkpoint:
     """Restores whole parts of `model` from another run, and prints what was and was not restored.
 
     Args:
-      items: parts by the names under which checkpoints hold them; those that the checkpoint has are restored.
+      items: parts by their names in checkpoints; those that the checkpoint has are restored.
       init_checkpoint: a model_dir, or the prefix of one checkpoint.
       model: what the parts belong to.
 

@@ -16,12 +16,12 @@ _LIBRARY_SUFFIX = ".2.dylib" if sys.platform == "darwin" else ".so.2"
 
 
 class UserError(Exception):
-    """Something the user can mend. Its text says what, where and how; commands print it and exit with 2."""
+    """Something the user can fix. Its text says what, where and how; commands print it and exit with 2."""
 
 
 @contextlib.contextmanager
 def collected(problems: list[str]) -> Iterator[None]:
-    """Within it, what is raised as UserError is added to `problems`, once, so that more of them can be found.
+    """Within it, a UserError is caught and added to `problems`, each only once, so that more of them can be found.
 
     Example:
     >>> problems = []
@@ -63,7 +63,7 @@ def run(command: Callable[[list[str]], None]) -> None:
     try:
         command(sys.argv[1:])
     except UserError as error:
-        print(f"error: {first_line(error)}", file=sys.stderr)  # gin, inside of Model Garden, adds lines of its own
+        print(f"error: {first_line(error)}", file=sys.stderr)  # gin, inside Model Garden, adds lines of its own
         sys.exit(2)
     except BrokenPipeError:
         # The reader of our output (`head`, say) has left; that is not an error.
@@ -76,7 +76,7 @@ def run(command: Callable[[list[str]], None]) -> None:
 def say(line: str, stream=None) -> None:
     """Prints a line at once, to standard output if no other stream is given.
 
-    What takes hours does not end because nobody reads it any more: `tee`, say, gets the same Ctrl-C.
+    What takes hours does not end because nobody reads its output any more: `tee`, say, gets the same Ctrl-C.
     """
     stream = stream or sys.stdout
     try:
@@ -86,10 +86,10 @@ def say(line: str, stream=None) -> None:
 
 
 def configure_libraries() -> None:
-    """Keeps the libraries' notices off stderr, not their errors; must run before TensorFlow is imported."""
+    """Keeps the libraries' notices, but not their errors, off stderr; must run before TensorFlow is imported."""
     os.environ.setdefault(
         "TF_USE_LEGACY_KERAS", "1"
-    )  # else TensorFlow imports Keras 3, a second that nothing here uses
+    )  # else TensorFlow imports Keras 3, which takes a second and is not used here
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     warnings.filterwarnings("ignore")
@@ -102,7 +102,7 @@ def quieten_logging() -> None:
 
     logging.set_verbosity(logging.ERROR)
     tf.get_logger().setLevel("ERROR")
-    # XLA's C++ notices heed no environment variable. The symbol is that of the pinned TensorFlow; without it they show.
+    # XLA's C++ notices ignore environment variables. The symbol is the pinned TensorFlow's; without it they are shown.
     library = ctypes.CDLL(os.path.join(tf.sysconfig.get_lib(), f"libtensorflow_framework{_LIBRARY_SUFFIX}"))
     set_min_log_level = getattr(library, "_ZN4absl12lts_2025012714SetMinLogLevelENS0_18LogSeverityAtLeastE", None)
     if set_min_log_level is not None:
@@ -110,9 +110,9 @@ def quieten_logging() -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """Returns the first line of what an exception says, or its class when it says nothing.
+    """Returns the first line of an exception's message, or its class when there is none.
 
-    What TensorFlow puts before it, where in a graph it happened, is left out.
+    Lines that TensorFlow puts before the message, about where in a graph it happened, are left out.
 
     Example:
     >>> first_line(OSError("no space\\nin /disk")), first_line(OSError())
@@ -132,7 +132,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     ' (did you mean shatter/pretrain?)'
     """
     matches = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
-    # Names that share a beginning are all close; what counts is how much closer one is.
+    # Names with a common prefix are all close; what counts is how much closer one is.
     ratios = {match: difflib.SequenceMatcher(None, name, match).ratio() for match in matches}
     matches = [match for match, ratio in ratios.items() if ratio > max(ratios.values()) - 0.15]
     return f" (did you mean {', '.join(matches)}?)" if matches else ""

@@ -1,15 +1,15 @@
-"""Compares settings: trains a grid of variants, learning rates and seeds, and draws what came of it.
+"""Compares settings: trains a grid of variants, learning rates and seeds, and plots the results.
 
   python -m shatter_tf.compare --grid=research/ladder.yaml --data_dir=corpus --output_dir=runs/ladder
   python -m shatter_tf.compare --grid=research/ladder.yaml --data_dir=corpus --output_dir=runs/ladder --time_steps=20
 
-Every run is an ordinary `python -m shatter_tf.train`; all of the grid is checked before the first. Stop it when you
-like: the same command goes on where it was, in the middle of a run too. Start it several times, on one GPU each
+Every run is an ordinary `python -m shatter_tf.train`; the whole grid is checked before the first. Stop it at any time:
+the same command resumes where it was, in the middle of a run too. Start it several times, on one GPU each
 (CUDA_VISIBLE_DEVICES) or on machines that share a disk, and they share the runs. OUTPUT_DIR gets results.jsonl (a line
-for each finished run), report.md and figures, renewed after every run, and each run's settings, log and checkpoints.
+for each finished run), report.md and figures, updated after every run, and each run's settings, log and checkpoints.
 
---time_steps measures how long a training step of each variant takes, in turn in one process, so that the machine's
-moods hit them alike; the report's wall-clock is then steps times that. Run it on a quiet machine.
+--time_steps measures how long a training step of each variant takes, in turn in one process, so that variations in the
+machine's speed affect all alike; the report's wall-clock is then steps times that. Run it on an idle machine.
 
 A grid is YAML:
 
@@ -21,13 +21,13 @@ A grid is YAML:
   seeds: [0, 1, 2]
   reference: bert                              # the variant that others are measured against
   plot: [bert, shatter]                        # curves to draw; all if left out
-  evaluate_at: [512]                           # other lengths, in tokens, to evaluate the end of pretraining at
+  evaluate_at: [512]                           # other lengths, in tokens, to evaluate at when pretraining ends
   variants:
     shatter: {}
     narrow: {any.num_parts: 4}
     bert: {type: bert, learning_rates: [5e-4, 1e-3]}
 
-A variant may have its own learning_rates, seeds, data_dir, init_checkpoint, and `settings` with whole names.
+A variant may have its own learning_rates, seeds, data_dir, init_checkpoint, and `settings` with full names.
 """
 
 import argparse
@@ -62,7 +62,7 @@ _stopped = threading.Event()  # set by them
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One run of a grid: what it is called, and what `train` needs for it."""
+    """One run of a grid: its name, and what `train` needs for it."""
 
     variant: str
     learning_rate: float
@@ -82,7 +82,7 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-    """A grid file, read and checked; `metric` is what its runs are judged by, and `sign` 1 where more is better."""
+    """A grid file, read and checked; `metric` is what runs are judged by, and `sign` is 1 where higher is better."""
 
     experiment: str
     reference: str
@@ -94,7 +94,7 @@ class Grid:
 
 
 def nest(settings: dict) -> dict:
-    """Returns settings whose keys may be dotted as nested ones.
+    """Returns settings, whose keys may be dotted, as nested dicts.
 
     Example:
     >>> nest({"trainer.train_steps": 10, "trainer": {"max_to_keep": 1}})
@@ -147,7 +147,7 @@ def read_grid(path: str, data_dir: str | None = None) -> Grid:
             more = nest({_SEED: seed, _LEARNING_RATE: float(rate)})
             jobs.append(Job(name, float(rate), seed, merge(settings, more), **flags))
     seeds = list(dict.fromkeys(job.seed for job in jobs))
-    # The first seed of every variant before the second of any: the picture is whole early.
+    # The first seed of every variant before the second of any, so that all can be compared early.
     jobs.sort(key=lambda job: seeds.index(job.seed))
     reference = str(grid.get("reference", next(iter(variants))))
     plot = [str(name) for name in grid.get("plot") or variants]
@@ -158,7 +158,7 @@ def read_grid(path: str, data_dir: str | None = None) -> Grid:
 
 
 def _are(kind, values) -> bool:
-    """Whether `values` is a list of `kind`, of which truth values are none."""
+    """Whether `values` is a list of `kind`; booleans do not count as such."""
     return isinstance(values, list) and all(isinstance(v, kind) and not isinstance(v, bool) for v in values)
 
 
@@ -175,7 +175,7 @@ def read_results(output_dir: str) -> list[dict]:
 
 
 def _finished(output_dir: str) -> set[tuple]:
-    """Returns the keys of the finished jobs, other processes' among them."""
+    """Returns the keys of the finished jobs, including those of other processes."""
     from shatter_tf.files import held
 
     with held(output_dir, wait=True):
@@ -189,7 +189,7 @@ def _commit() -> str:
         return subprocess.run(["git", *command], cwd=here, capture_output=True, text=True).stdout.strip()
 
     try:
-        # Installed, it may lie inside of a repository that is not its own.
+        # When installed, this file may lie inside a repository that is not its own.
         is_ours = git("ls-files", os.path.basename(__file__))
         return (is_ours and git("describe", "--always", "--dirty")) or "unknown"
     except OSError:  # no git here
@@ -230,7 +230,7 @@ def prepare_job(grid: Grid, job: Job, output_dir: str) -> tuple:
 
 
 def _inputs(job: Job) -> dict[str, str | None]:
-    """Returns where a job's data and weights lie, each under one name, whatever the working directory."""
+    """Returns the real paths of a job's data and weights, independent of the working directory."""
     from shatter_tf.files import real_path
 
     flags = dict(data_dir=job.data_dir, init_checkpoint=job.init_checkpoint)
@@ -242,7 +242,7 @@ def _at_length(length: int) -> str:
 
 
 def _check_settings(where: str, recorded: dict, job: Job) -> None:
-    """Raises UserError when what is recorded of a run is not what the job is."""
+    """Raises UserError when the recorded settings of a run are not those of the job."""
     from shatter_tf import model_dir as model_dirs
 
     changed = model_dirs.differences(recorded, job.settings)
@@ -254,7 +254,7 @@ def _check_settings(where: str, recorded: dict, job: Job) -> None:
 
 
 def check_results(grid: Grid, output_dir: str) -> None:
-    """Raises UserError when a finished run has the name of one of the grid's, but other settings or data."""
+    """Raises UserError when a finished run has the name of one in the grid, but other settings or data."""
     jobs = {job.key: job for job in grid.jobs}
     for line in read_results(output_dir):
         job = jobs.get((line["variant"], line["learning_rate"], line["seed"]))
@@ -268,10 +268,10 @@ def check_results(grid: Grid, output_dir: str) -> None:
 
 
 def run_job(grid: Grid, job: Job, directory: str) -> dict:
-    """Trains one job to its end, going on from where it was; returns its line of results.jsonl.
+    """Trains one job to its end, resuming where it was; returns its line of results.jsonl.
 
     Raises:
-      UserError: when training failed, with its own last line.
+      UserError: when training failed, with the last line of its output.
     """
     from shatter_tf import model_dir as model_dirs
 
@@ -302,7 +302,8 @@ def run_job(grid: Grid, job: Job, directory: str) -> dict:
 
 def _call(command: list[str], job: Job, log_path: str) -> None:
     with open(log_path, "a", encoding="utf8") as log:
-        # In a session of its own: Ctrl-C reaches all of a terminal's, and a second signal would end training unsaved.
+        # In a session of its own: Ctrl-C reaches all processes of a terminal, and a second signal would end training
+        # without saving.
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
         try:
             while process.poll() is None and not _stopped.wait(0.1):
@@ -397,7 +398,7 @@ def main(argv: list[str]) -> None:
 
 
 def _judged(grid: Grid, params) -> Grid:
-    """Returns the grid with what its task is judged by; pretraining by its loss, which is finer than its accuracy."""
+    """Returns the grid with its task's metric; for pretraining that is the loss, which is finer than the accuracy."""
     if grid.experiment == "shatter/pretrain":
         return grid
     sign = 1 if params.trainer.best_checkpoint_metric_comp == "higher" else -1
@@ -405,10 +406,10 @@ def _judged(grid: Grid, params) -> Grid:
 
 
 def _heed_signals() -> None:
-    """From now on a stopped comparison stops its run first, and so that it can be gone on with."""
+    """From now on a comparison that is asked to stop first stops its run, in a way that can be resumed."""
     for number in _SIGNALS:
-        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup's wish
-            # An exception would not do: where the signal interrupts a destructor, Python drops it.
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup sets it
+            # An exception would not do: if the signal interrupts a destructor, Python drops it.
             signal.signal(number, lambda *_: _stopped.set())
 
 

@@ -1,4 +1,4 @@
-"""ShatterConfig: the only declaration of every knob of the encoder."""
+"""ShatterConfig: the one place where the encoder's settings are declared."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -25,20 +25,20 @@ class ShatterConfig(hyperparams.Config):
       type_vocab_size: kinds of segment (`input_type_ids`).
       max_sequence_length: longest input in tokens; longer ones are refused where the length is static.
       partition: family of the partition of unity: "linear" (piecewise-linear hats) or "bernstein" (polynomials).
-      squashing_scale: how far the parts reach. Of an even number of parts from 6 on it is twice the distance from
+      squashing_scale: how far the parts reach. With an even number of parts from 6 on, it is twice the distance from
         relative position 1 to the next knot, in tokens.
-      sigmoid_bias: what is taken off a score before its sigmoid: 0 is the paper's, and at 5 it is nearly an
-        exponential, of which "part_row_sum" makes a softmax of each part.
+      sigmoid_bias: what is subtracted from a score before the sigmoid: 0 is the paper's, and at 5 the sigmoid is nearly
+        an exponential, which "part_row_sum" turns into a softmax for each part.
       normalizer: "part_row_sum" divides what is read from each part by the attention paid to it, "row_sum" each row
         of the attention map by its sum, "unit_length" by the root of its sum of squares; "none" divides nothing.
-      use_position_bias: whether the score has a term of the query token and the relative position.
+      use_position_bias: whether the score has a term for the query token and the relative position.
       use_output_projection: whether the concatenated parts pass through Wo.
-      norm_first: the norm before (True) or after (False) each sub-layer.
+      norm_first: whether the norm comes before (True) or after (False) each sub-layer.
       pooling: what `pooled_output` is: "mean" of the tokens' vectors, which needs no weights of its own, or
         "first_token", BERT's tanh projection of the first token, for a task that trains it.
-      query_block_size: attention of longer inputs than this works on so many positions at a time, and does each block
-        again in the backward pass: memory grows with the length and no longer with its square.
-      recompute_blocks: keep only what passes from block to block, and do the rest again in the backward pass.
+      query_block_size: attention over inputs longer than this processes so many positions at a time and recomputes each
+        block in the backward pass, so that memory grows with the length and no longer with its square.
+      recompute_blocks: keep only what passes from block to block, and recompute the rest in the backward pass.
       dropout_rate: dropout of embeddings and sub-layer outputs.
       attention_dropout_rate: dropout of the one attention map.
       initializer_range: standard deviation of the truncated normal initialiser.
@@ -79,7 +79,7 @@ class ShatterConfig(hyperparams.Config):
     def problems(self) -> list[str]:
         """Returns one line for each value that no encoder can be built with; none when all is well.
 
-        Whether there is such a `hidden_activation` shows when it is built.
+        Whether `hidden_activation` is a known activation shows when the encoder is built.
         """
         sizes = ("vocab_size", "hidden_size", "num_layers", "num_parts", "intermediate_size", "type_vocab_size")
         found = out_of_range(self, (*sizes, "max_sequence_length", "squashing_scale", "query_block_size"))
@@ -98,7 +98,7 @@ class ShatterConfig(hyperparams.Config):
 
 
 def out_of_range(config: hyperparams.Config, sizes: Iterable[str]) -> list[str]:
-    """Returns one line for each of these sizes that is not positive, and for each dropout rate that is none."""
+    """Returns one line for each of these sizes that is not positive, and for each dropout rate outside [0, 1)."""
     found = [f"{name}={getattr(config, name)} is not positive" for name in sizes if getattr(config, name) <= 0]
     for name in ("dropout_rate", "attention_dropout_rate"):
         if not 0 <= getattr(config, name) < 1:

@@ -1,15 +1,15 @@
-"""Compiles an HLO module for a TPU or GPU that is not there, and prints what the compiler says of it as a line of JSON.
+"""Compiles an HLO module for a TPU or GPU that is not there, and prints the compiler's figures as a line of JSON.
 
   .venv-tpu/bin/python shatter_tf/cross_compiler.py module.hlo.pb tpu:v4:2x2x1
   .venv-gpu/bin/python shatter_tf/cross_compiler.py module.hlo.pb gpu:v100
 
 It runs in environments of its own, made by `make tpu-compiler` and `make gpu-compiler`, which have jax and no
-TensorFlow: libtpu is the compiler of real TPUs, jax's plugin for CUDA is XLA's of GPUs, and neither needs the device to
-compile for it. The module is compiled for one device.
+TensorFlow: libtpu is the compiler of real TPUs, jax's CUDA plugin is XLA's for GPUs, and neither needs the device it
+compiles for. The module is compiled for one device.
 
-The line has bytes of memory by use (`temporary_bytes`, `peak_bytes`, `argument_bytes`), the versions that did it, and
+The line has bytes of memory by use (`temporary_bytes`, `peak_bytes`, `argument_bytes`), the versions used, and
 `seconds` of compilation; for a TPU also the `cycles` that the compiler estimates for the whole module, and
-`bytes_accessed`. With a third argument, the optimised module is written there as text.
+`bytes_accessed`. With a third argument, a path, the optimised module is written there as text.
 """
 
 import dataclasses
@@ -20,15 +20,15 @@ import re
 import sys
 import time
 
-# A fusion is said to take this many cycles or more only when the compiler's sum has overflowed.
+# A fusion's estimate is this many cycles or more only when the compiler's sum has overflowed.
 _ABSURD_CYCLES = 10**12
-# Bytes that every GPU is said to have. Where memory is short XLA computes things twice: no two figures would compare.
+# Bytes that every GPU is said to have. Where memory is short, XLA recomputes things: figures would not be comparable.
 _PLENTY = 2**40
 
 
 @dataclasses.dataclass
 class Gpu:
-    """What XLA has to know of a GPU to compile for it; sizes in bytes, bandwidth in bytes a second, `clock` in GHz.
+    """What XLA has to know about a GPU to compile for it; sizes in bytes, bandwidth in bytes a second, `clock` in GHz.
 
     Source: NVIDIA's data sheets, and what the CUDA C++ Programming Guide says of each compute capability.
     """
@@ -108,7 +108,7 @@ def to_stablehlo(serialized: bytes):
 
 
 def total_cycles(text: str) -> int:
-    """Returns the compiler's estimate for a whole optimised module; the body of a loop counts once for each round."""
+    """Returns the compiler's estimate for a whole optimised module; the body of a loop counts once per iteration."""
     computations, entry = _computations(text)
 
     def cycles(name: str) -> int:
@@ -130,10 +130,10 @@ def total_cycles(text: str) -> int:
 
 
 def _rounds(loop: str, lines: list[str], computations: dict[str, list[str]]) -> int:
-    """Returns how often a loop, an instruction among `lines`, goes round.
+    """Returns the number of iterations of a loop, an instruction among `lines`.
 
-    Its condition is `counter < limit`. Where the compiler does not say how often that holds, the limit is a constant
-    or, for the backward pass of a loop, what the forward loop had counted.
+    Its condition is `counter < limit`. Where the compiler does not give the number, the limit is a constant or, for the
+    backward pass of a loop, what the forward loop has counted.
     """
 
     def defined(name: str, lines: list[str]) -> str:
@@ -173,7 +173,7 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
 
 def _tpu(topology: str):
     """Returns the first device of a topology such as v4:2x2x1, and the version of its compiler."""
-    # No asking of a cloud's metadata server, and no devices but the described ones.
+    # No queries to a cloud's metadata server, and no devices but the described ones.
     os.environ.update(TPU_SKIP_MDS_QUERY="1", TPU_LOG_DIR="disabled", TPU_WORKER_HOSTNAMES="localhost")
     os.environ.update(ALLOW_MULTIPLE_LIBTPU_LOAD="1")
     import libtpu
@@ -184,7 +184,7 @@ def _tpu(topology: str):
 
 def _gpu(name: str):
     """Returns one of GPUS as a device, and the version of its compiler."""
-    # Its own assembler, whatever CUDA is installed here: newer ones have dropped older GPUs.
+    # The environment's own assembler, whatever CUDA is installed here: newer ones have dropped older GPUs.
     (cuda,) = importlib.util.find_spec("nvidia.cuda_nvcc").submodule_search_locations
     os.environ["XLA_FLAGS"] = f"--xla_gpu_cuda_data_dir={cuda}"
     import jax_cuda12_plugin.version

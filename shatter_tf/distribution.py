@@ -1,7 +1,7 @@
 """Which devices a run trains on: one, several of this machine, several machines, or a TPU.
 
-`runtime.distribution_strategy` says which; the strategies are TensorFlow's own. Several machines are told of each other
-by the environment variable TF_CONFIG, which cluster managers set; docs/running.md has the commands.
+`runtime.distribution_strategy` says which; the strategies are TensorFlow's own. Several machines find each other
+through the environment variable TF_CONFIG, which cluster managers set; docs/running.md has the commands.
 """
 
 import contextlib
@@ -28,10 +28,10 @@ _MOST_SECONDS_TO_COME = 3600.0
 
 
 class WorkerLost(Exception):
-    """Another process of the run is gone, and with it the step they were taking together; to be tried again."""
+    """Another process of the run is gone, and with it the step they were taking together; the run is to be retried."""
 
 
-# Of data, settings or a bug: trying again would not help.
+# Errors of data, settings or a bug: retrying would not help.
 _NOT_OF_OTHERS = (
     tf.errors.DataLossError,
     tf.errors.InvalidArgumentError,
@@ -45,22 +45,22 @@ _NOT_OF_OTHERS = (
 
 @contextlib.contextmanager
 def with_others(others: bool) -> Iterator[None]:
-    """Within it, TensorFlow's errors that say that another process is gone become WorkerLost, if there are others."""
+    """Within it, TensorFlow's errors that mean that another process is gone become WorkerLost, if there are others."""
     try:
         yield
     except tf.errors.OpError as error:
         if not others or isinstance(error, _NOT_OF_OTHERS):
             raise
-        # What a generator of data raises stands somewhere among TensorFlow's own lines.
+        # The message of what a data generator raises stands somewhere among TensorFlow's own lines.
         said = re.search(r"RuntimeError: (.*)", str(error))
         raise WorkerLost(said[1] if said else first_line(error)) from error
 
 
 def _workers() -> tuple[list[str], int]:
-    """Returns the addresses of the machines that train together, and which of them this is; ([], 0) without any.
+    """Returns the addresses of the machines that train together, and the index of this one; ([], 0) without any.
 
     Raises:
-      UserError: when TF_CONFIG cannot be read so.
+      UserError: when TF_CONFIG is invalid.
     """
     text = os.environ.get("TF_CONFIG", "")
     if not text.strip():
@@ -155,13 +155,13 @@ def _split_address(address: str) -> tuple[str, int]:
 
 
 def _wait_for_all(addresses: list[str], index: int) -> None:
-    """Waits until something answers at the addresses of all machines, and answers at this one's meanwhile.
+    """Waits until something answers at the addresses of all machines, and meanwhile answers at this one's.
 
-    TensorFlow waits, too, but holds Python's lock in doing so: the process could not be stopped.
+    TensorFlow waits, too, but holds Python's global lock meanwhile, so that the process could not be stopped.
 
     Raises:
-      UserError: when this machine's own address cannot be had.
-      WorkerLost: when not all machines come within an hour.
+      UserError: when this machine's own address cannot be used.
+      WorkerLost: when not all machines appear within an hour.
     """
     hosts = [_split_address(address) for address in addresses]
     missing = {i for i in range(len(hosts)) if i != index}
@@ -192,8 +192,8 @@ def build_strategy(runtime: cfg.RuntimeConfig) -> tf.distribute.Strategy:
     With several machines it waits for all of them.
 
     Raises:
-      UserError: for what `problems` finds, or when a TPU, or this machine's own address, cannot be had.
-      WorkerLost: when not all machines come.
+      UserError: for what `problems` finds, or when a TPU, or this machine's own address, cannot be used.
+      WorkerLost: when not all machines appear.
     """
     found = problems(runtime)
     if found:
@@ -223,9 +223,9 @@ def build_strategy(runtime: cfg.RuntimeConfig) -> tf.distribute.Strategy:
 
 
 def check_alike(strategy: tf.distribute.Strategy, facts: dict[str, str]) -> None:
-    """Raises UserError unless all processes of the run have the same facts: names, and what they are as text.
+    """Raises UserError unless all processes of the run have the same facts, texts by name.
 
-    Else they would add up gradients of different weights, or of different batches, and nobody would notice.
+    Otherwise they would silently sum gradients of different weights, or of different batches.
     """
     if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
         return

@@ -5,14 +5,14 @@ batch into replicas, and a resumed run drops what the uninterrupted one would ha
 random numbers of TensorFlow's stateless generators cost many times what they are used for (docs/performance.md).
 
 The hash is the finalizer of MurmurHash3 (Austin Appleby, public domain) on 32 bits, with a key added half-way and
-without its last step, which stirs the lower half alone: what is dropped depends on the upper one.
+without its last step, which mixes only the lower half: what is dropped depends on the upper one.
 """
 
 from typing import Optional
 
 import tensorflow as tf
 
-_GOLDEN = 0x9E3779B9  # 2^32 over the golden ratio: its multiples fall evenly
+_GOLDEN = 0x9E3779B9  # 2^32 over the golden ratio: its multiples are evenly spread
 
 
 def _unsigned(t) -> tf.Tensor:
@@ -29,7 +29,7 @@ def row_keys(seed, step, batch_size) -> tf.Tensor:
 
     Args:
       seed: any integer; a run's own.
-      step: any integer, other for every step.
+      step: any integer, different for every step.
       batch_size: B; an int or an int32 scalar tensor.
 
     Example:
@@ -43,25 +43,25 @@ def row_keys(seed, step, batch_size) -> tf.Tensor:
 
 
 def random_keys(batch_size) -> tf.Tensor:
-    """Returns keys that no call before or after returns, uint32 [B]: for layers that are trained by themselves."""
+    """Returns keys that differ from call to call, uint32 [B]: for layers that are trained on their own."""
     seed, step = tf.unstack(tf.random.uniform([2], maxval=tf.int32.max, dtype=tf.int32))
     return row_keys(seed, step, batch_size)
 
 
 def site_keys(keys: tf.Tensor, site: int) -> tf.Tensor:
-    """Returns `keys` for the `site`-th use of them, of the same shape: other entries are dropped there."""
+    """Returns keys for the `site`-th use of `keys`, of the same shape, so that it drops other entries."""
     return _mix(keys + _unsigned((site + 1) * _GOLDEN % 2**32))
 
 
 def dropout(x: tf.Tensor, rate: float, keys: Optional[tf.Tensor], places=None) -> tf.Tensor:
-    """Returns x with a share `rate` of its entries zero, and the others scaled up so that the mean stays.
+    """Returns x with a share `rate` of its entries set to zero, and the others scaled up to keep the mean.
 
     Args:
       x: [B, L, K], any float dtype.
       rate: at least 0 and less than 1.
-      keys: uint32 [B]; None returns x as it is, which is what happens outside of training.
-      places: two integer tensors, [L] or [B, L], and [K] or [B, K], whose sum makes an entry of a row this one; left
-        out, that is its number in the row.
+      keys: uint32 [B]; None returns x unchanged, as outside training.
+      places: two integer tensors, [L] or [B, L], and [K] or [B, K], whose sum identifies an entry within its row; if
+        left out, that is its index in the row.
 
     Example:
     >>> x = tf.ones([2, 100, 10])

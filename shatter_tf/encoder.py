@@ -1,10 +1,10 @@
-"""The Shatter encoder: a drop-in for Model Garden's BertEncoderV2, bound to ShatterConfig.
+"""The Shatter encoder: a drop-in replacement for Model Garden's BertEncoderV2, bound to ShatterConfig.
 
 post-norm:  h <- N(h + attention(h));       h <- N(h + feed_forward(h))
 pre-norm:   h <- h + attention(N(h));       h <- h + feed_forward(N(h));       N after the last block
 
     N(h) = h / sqrt(mean(h^2) + 1e-6) * g         no mean subtracted and no bias added: it learns as well as layer
-                                                  normalisation and is the cheaper (docs/log.md, docs/performance.md)
+                                                  normalisation and is cheaper (docs/log.md, docs/performance.md)
 """
 
 import random
@@ -24,7 +24,7 @@ from shatter_tf.partition import position_partition
 
 
 def _layer_norm(name: str) -> tf_keras.layers.Layer:
-    """Returns a layer for N (Zhang and Sennrich 2019, arXiv 1910.07467), in and out float32."""
+    """Returns a layer for N (Zhang and Sennrich 2019, arXiv 1910.07467), with float32 in and out."""
     # Every norm has "layer_norm" in its name: that is what keeps it out of weight decay.
     return RMSNorm(dtype=tf.float32, name=name)
 
@@ -38,7 +38,7 @@ def squared_relu(x: tf.Tensor):
     [0.0, 9.0]
     """
     relu = tf.nn.relu(x)
-    # Its own derivative, so that one tensor is kept for it: relu's would keep the signs of x as well.
+    # A custom derivative, so that one tensor is kept for it: relu's own would keep the signs of x as well.
     return tf.square(relu), lambda dy: 2.0 * dy * relu
 
 
@@ -55,12 +55,12 @@ def feed_forward_activation(name: str) -> Callable[[tf.Tensor], tf.Tensor]:
 
 
 def _recomputed(block, *args, **kwargs) -> Callable[[tf.Tensor], tf.Tensor]:
-    """Returns h -> block(h, ...)[0] for training, whose backward pass does the block again instead of storing it."""
+    """Returns h -> block(h, ...)[0] for training, whose backward pass recomputes the block instead of storing it."""
     return tf.recompute_grad(lambda h: block(h, *args, **kwargs, training=True)[0])
 
 
 def mean_of_tokens(h: tf.Tensor, input_mask: tf.Tensor) -> tf.Tensor:
-    """Returns the mean, [B, D], of h, [B, L, D], over tokens that are not padding; zeros where there is none.
+    """Returns the mean, [B, D], of h, [B, L, D], over tokens that are not padding; zeros where there are none.
 
     Example:
     >>> mean_of_tokens(tf.constant([[[1.0], [3.0], [9.0]]]), tf.constant([[1, 1, 0]])).numpy().tolist()
@@ -155,15 +155,15 @@ class ShatterEncoder(tf_keras.layers.Layer):
 
     Returns a dict:
       sequence_output: [B, L, D].
-      pooled_output: [B, D], the mean over tokens, or those of `config.output_range`, or a projection of the first one;
-        see `config.pooling`.
+      pooled_output: [B, D], the mean over tokens (within `config.output_range`, if set) or a projection of the first
+        one; see `config.pooling`.
       encoder_outputs: a list of [B, L, D], one for each block.
       attention_scores: a list of float32 [B, 1, L, L], one for each block, when `config.return_attention_scores`.
 
     Args:
       config: sizes and choices.
-      output_dropout_rate: in training, of `sequence_output` and `pooled_output`: for heads, whose own dropout would not
-        be resumed exactly.
+      output_dropout_rate: dropout of `sequence_output` and `pooled_output` in training, for heads, whose own dropout
+        would not resume exactly.
 
     Raises:
       ValueError: for impossible configs, and for inputs whose static length is beyond `config.max_sequence_length`.
@@ -216,7 +216,7 @@ class ShatterEncoder(tf_keras.layers.Layer):
             for name in ("input_word_ids", "input_mask", "input_type_ids")
         }
 
-        # What is dropped follows from these two: the seed of the process, and how many batches were trained on.
+        # Dropout follows from these two: the seed of the process, and how many batches were trained on.
         self._dropout_seed = random.randrange(2**31)
         self._batches = self.add_weight(
             "batches",
@@ -320,7 +320,7 @@ class ShatterEncoder(tf_keras.layers.Layer):
 
     @property
     def pooler_layer(self) -> Optional[tf_keras.layers.Layer]:
-        """What makes `pooled_output` of the first token; None where it is the mean."""
+        """The layer that makes `pooled_output` from the first token; None where that is the mean."""
         return self.pooler
 
     def get_embedding_layer(self) -> tf_keras.layers.Layer:

@@ -17,11 +17,11 @@ NO_WEIGHT_DECAY = ["layer_norm", "LayerNorm", "bias"]
 
 @dataclasses.dataclass
 class TrainerConfig(cfg.TrainerConfig):
-    """Model Garden's, and
+    """Model Garden's trainer settings, and two of ours.
 
     Attributes:
-      accumulation_steps: parts in which every replica takes its share of a batch, one after the other, to save memory;
-        the step is that of the whole batch.
+      accumulation_steps: parts in which every replica processes its share of a batch, one after the other, to save
+        memory; the step is that of the whole batch.
       max_skipped_steps: steps whose loss or gradients are not finite are skipped; so many in a row end the run.
     """
 
@@ -78,7 +78,7 @@ def classify() -> cfg.ExperimentConfig:
 
 @exp_factory.register_config_factory("shatter/regress")
 def regress() -> cfg.ExperimentConfig:
-    """Numbers from texts, or from pairs of them."""
+    """Regression from texts, or from pairs of them."""
     return _experiment(RegressConfig(), learning_rate=1e-4, train_steps=1_000)
 
 

@@ -3,15 +3,15 @@
   python -m shatter_tf.export --model_dir=runs/labels --export_dir=served/labels
 
 It writes EXPORT_DIR/<version>/ from the checkpoint whose evaluation was best (--checkpoint=latest: from the newest),
-checks that it answers as the trained model does, and says in its README.md what it takes and gives. Signatures, all of
-strings [B] unless said otherwise:
+checks that it answers as the trained model does, and describes its inputs and outputs in its README.md. Signatures
+take strings [B] unless stated otherwise:
 
-  serving_default   what the run was trained for, of `text` (or of text_a and text_b, or question and context):
+  serving_default   what the run was trained for, from `text` (or text_a and text_b, or question and context):
                     label, probabilities, labels; score; words, tags, probabilities; answer, start, end, score;
-                    of a pretraining run what embed gives
+                    for a pretraining run, what embed gives
   token_ids         input_word_ids, input_mask, input_type_ids, int32 [B, L], to the model's outputs
   embed             text to embedding, float32 [B, D]
-  fill_mask         text with [MASK] to tokens and probabilities, [B, masks, 5]; of a pretraining run
+  fill_mask         text with [MASK] to tokens and probabilities, [B, masks, 5]; for a pretraining run
 """
 
 import argparse
@@ -93,7 +93,7 @@ def main(argv: list[str]) -> None:
 
 @contextlib.contextmanager
 def _writing(export_dir: str) -> Iterator[None]:
-    """Within it, what the disk or the object store refuses is raised as UserError."""
+    """Within it, errors of the disk or the object store are raised as UserError."""
     import tensorflow as tf
 
     try:
@@ -110,7 +110,7 @@ def _write_litert(servable, directory: str, weights: str, export_dir: str) -> st
 
     model = litert.convert(servable, int8_weights=weights == "int8")
     difference = litert.difference(servable, model, tf.constant(saved_model.sample_texts(servable, 3, 12)))
-    # How much rounding to eight bits may cost is the user's to judge, if only it is a number.
+    # Whether the error of rounding to eight bits is acceptable is for the user to judge, as long as it is finite.
     if not (difference <= _TOLERANCE or (weights == "int8" and math.isfinite(difference))):
         raise UserError(
             f"--litert={weights}: what was converted differs from the trained model by {difference:.1e}; "

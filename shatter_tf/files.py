@@ -1,4 +1,4 @@
-"""Files and directories that are either whole or not there, and belong to one process at a time."""
+"""Files and directories that are either complete or absent, and belong to one process at a time."""
 
 import contextlib
 import fcntl
@@ -10,25 +10,25 @@ import tensorflow as tf
 from shatter_tf.command_line import UserError, first_line
 
 INCOMPLETE = ".incomplete"  # ends the name of what is being written
-LOCK_FILE = ".lock"  # of whoever holds a directory
-# What TensorFlow says of an object store that has not answered ten times, or of a device elsewhere that is gone.
+LOCK_FILE = ".lock"  # locked by the process that holds a directory
+# What TensorFlow raises when an object store has not answered ten times, or when a remote device is gone.
 PASSING_ERRORS = (tf.errors.AbortedError, tf.errors.DeadlineExceededError, tf.errors.UnavailableError)
 
 
 def write_whole(path: str, content: str | bytes) -> None:
-    """Writes a file whole or not at all, in place of what was there."""
+    """Writes a file completely or not at all, replacing what was there."""
     with tf.io.gfile.GFile(path + INCOMPLETE, "w" if isinstance(content, str) else "wb") as f:
         f.write(content)
     tf.io.gfile.rename(path + INCOMPLETE, path, overwrite=True)
 
 
 def real_path(path: str) -> str:
-    """Returns the one name of what a path leads to, through links and dots; remote paths have but one."""
+    """Returns the canonical name of a path, with links and dots resolved; remote paths have only one."""
     return path.rstrip("/") if "://" in path else os.path.realpath(path)
 
 
 def check_name(path: str, what: str) -> None:
-    """Raises UserError, saying `what` it is of, for a path in which TensorFlow's checkpoints would see a pattern."""
+    """Raises UserError, which names `what`, for a path that TensorFlow's checkpoints would take for a pattern."""
     found = sorted({*path} & {*"*?[]\\"})
     if found:
         raise UserError(
@@ -39,12 +39,12 @@ def check_name(path: str, what: str) -> None:
 def publish(temporary: str, directory: str, last: str) -> None:
     """Makes what was written to `temporary` appear as `directory`, which has nothing else in it or does not exist yet.
 
-    A new directory on a disk appears at once. One that is there may be a mount point, or where somebody works, and
+    A new directory on a disk appears at once. An existing one may be a mount point, or where somebody works, and
     object stores (gs://, s3://) have no directories to rename: then files are moved one by one, and `last`, without
-    which the others are nothing, in the end.
+    which the others do not count, at the end.
 
     Args:
-      temporary: a directory inside of `directory` or of its parent.
+      temporary: a directory inside `directory` or its parent.
       directory: where readers look.
       last: a file name in `temporary`.
     """
@@ -65,10 +65,10 @@ def publish(temporary: str, directory: str, last: str) -> None:
 
 @contextlib.contextmanager
 def held(directory: str, wait: bool = False) -> Iterator[bool]:
-    """Keeps a directory for this process, from all that ask for it in this way; yields whether it was free.
+    """Reserves a directory for this process against all that ask for it in this way; yields whether it was free.
 
-    The operating system lets go of it when the process ends, however it ends; an empty file stays. Where there are no
-    locks, in object stores and on some network disks, every directory is free.
+    The operating system releases it when the process ends, however it ends; an empty file stays. Where there are no
+    locks, in object stores and on some network disks, every directory counts as free.
 
     Args:
       directory: one that exists.
@@ -81,7 +81,7 @@ def held(directory: str, wait: bool = False) -> Iterator[bool]:
         yield True
         return
     try:
-        # A file, open for writing: NFS keeps other machines from nothing else.
+        # A file opened for writing: on NFS, nothing else can be locked against other machines.
         descriptor, free = os.open(os.path.join(directory, LOCK_FILE), os.O_RDWR | os.O_CREAT, 0o666), True
     except OSError as error:
         raise UserError(f"{directory}: cannot be written ({first_line(error)})") from error
@@ -90,7 +90,7 @@ def held(directory: str, wait: bool = False) -> Iterator[bool]:
     except BlockingIOError:
         free = False
     except OSError:
-        pass  # the file system knows no locks
+        pass  # the file system has no locks
     try:
         yield free
     finally:

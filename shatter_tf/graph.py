@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
-# Operations that read or write files, or call what is in this process: loading a SavedModel or asking it may run them.
+# Operations that read or write files, or call code in this process: loading or calling a SavedModel may run them.
 UNSAFE_OPERATIONS = {
     *("WriteFile", "PrintV2", "SaveDataset", "SaveDatasetV2", "DatasetToTFRecord", "CreateSummaryFileWriter"),
     *("CreateSummaryDbWriter", "DistributedSave", "Save", "SaveSlices", "CacheDataset", "CacheDatasetV2"),
@@ -22,7 +22,7 @@ UNSAFE_OPERATIONS = {
     *("TFRecordReader", "TextLineReader", "WholeFileReader", "FixedLengthRecordReader"),
     *("PyFunc", "PyFuncStateless", "EagerPyFunc"),
 }
-# Every SavedModel has these, in functions that its saver alone calls; loading it leaves those alone.
+# Every SavedModel has these, in functions that only its saver calls; loading it does not run those.
 SAVER_OPERATIONS = {"MergeV2Checkpoints", "RestoreV2", "SaveV2"}
 
 
@@ -34,7 +34,7 @@ def _read(path: str) -> saved_model_pb2.SavedModel:
 
 
 def nodes(path: str) -> tuple[list[tf.compat.v1.NodeDef], set[str]]:
-    """Returns all nodes of the SavedModel at `path`, those inside functions too, and the names of its functions."""
+    """Returns all nodes of the SavedModel at `path`, including those in functions, and the names of its functions."""
     graphs = [meta_graph.graph_def for meta_graph in _read(path).meta_graphs]
     functions = [function for graph in graphs for function in graph.library.function]
     found = [node for graph in graphs for node in graph.node]
@@ -51,7 +51,7 @@ def operations(path: str) -> set[str]:
 def unsafe_operations(path: str) -> set[str]:
     """Returns the names of operations in the SavedModel at `path` that read or write files, or call this process.
 
-    A guard against mistakes and plain attacks, no sandbox: what is not in a list of names may do harm, too.
+    A guard against mistakes and simple attacks, not a sandbox: operations that are not listed may do harm, too.
     """
     model, found = _read(path), set()
     for graph in model.meta_graphs:

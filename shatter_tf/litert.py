@@ -8,15 +8,15 @@ from shatter_tf.serving import INPUTS, Servable
 
 
 def convert(servable: Servable, int8_weights: bool) -> bytes:
-    """Returns a LiteRT model of built-in operations alone, for one text of the full length.
+    """Returns a LiteRT model with built-in operations only, for one text of the full length.
 
     It takes the encoder's inputs, int32 [1, seq_length], padded, and gives the numbers that `token_ids` does; strings,
-    the tokenizer's and the labels' among them, are left to the device's own code.
+    including tokenisation and label names, are left to the device's own code.
 
     Args:
       servable: what is exported.
-      int8_weights: stores the large weights in eight bits, for a quarter of the size; products round what they
-        multiply them with to eight bits, too.
+      int8_weights: stores the large weights in eight bits, at a quarter of the size; products round the other
+        operand to eight bits, too.
     """
     root = servable.trackable()
     specs = [tf.TensorSpec([1, servable.seq_length], tf.int32, name) for name in INPUTS]
@@ -36,9 +36,9 @@ def _numbers(servable: Servable, inputs: dict[str, tf.Tensor]) -> dict[str, tf.T
 
 
 def difference(servable: Servable, model: bytes, texts: tf.Tensor) -> float:
-    """Returns how far the numbers of LiteRT's interpreter for strings [N] are from the trained model's, at most.
+    """Returns the largest difference between LiteRT's outputs for strings [N] and the trained model's.
 
-    Of outputs beyond 1, it is the share of the largest. NaN where either gives NaN.
+    For outputs beyond 1, it is relative to the largest. NaN where either gives NaN.
     """
     from ai_edge_litert.interpreter import Interpreter
 

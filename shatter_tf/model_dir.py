@@ -1,7 +1,7 @@
 """A model_dir: all that a run leaves behind to be resumed, exported or used as --init_checkpoint.
 
 experiment.json   the experiment's name, casing, the vocabulary's hash
-params.yaml       every setting, the label names among them
+params.yaml       every setting, including the label names
 vocab.txt         the vocabulary
 ckpt-*, best/     checkpoints: the newest, and the one whose evaluation was best
 metrics.json      the metrics of the last evaluation
@@ -36,7 +36,7 @@ from shatter_tf.data.tokenizer import read_vocabulary, vocabulary_hash
 from shatter_tf.files import INCOMPLETE, LOCK_FILE, check_name, held, write_whole
 
 EXPERIMENT_FILE, PARAMS_FILE = "experiment.json", "params.yaml"
-# Settings of the encoder that may change in the middle of a run: they cost memory or time, and change no result.
+# Settings of the encoder that may change in the middle of a run: they affect memory or time, but no result.
 _HOW_IT_IS_COMPUTED = ("query_block_size", "recompute_blocks")
 METRICS_FILE, HISTORY_FILE, NOT_FINITE_FILE = "metrics.json", "history.jsonl", "not_finite.npz"
 
@@ -84,7 +84,7 @@ def read(model_dir: str, flag: str = "--model_dir") -> Run:
 
 
 def check(model_dir: str, run: Run) -> None:
-    """Raises UserError unless `run` may start or go on in `model_dir`; changes nothing."""
+    """Raises UserError unless `run` may start or resume in `model_dir`; changes nothing."""
     check_name(model_dir, "--model_dir")
     if not tf.io.gfile.exists(model_dir) or _only_begun(model_dir, run):
         return
@@ -107,7 +107,7 @@ def check(model_dir: str, run: Run) -> None:
 
 
 def _only_begun(model_dir: str, run: Run) -> bool:
-    """Whether there is nothing in `model_dir` but what `write` leaves when it is killed or finds the disk full."""
+    """Whether `model_dir` holds only what `write` leaves when it is killed or finds the disk full."""
     files = [VOCABULARY_FILE, PARAMS_FILE, EXPERIMENT_FILE]
     names = sorted({*tf.io.gfile.listdir(model_dir)} - {LOCK_FILE})
     for i, file in enumerate(files):
@@ -118,10 +118,10 @@ def _only_begun(model_dir: str, run: Run) -> bool:
 
 @contextlib.contextmanager
 def held_for_training(model_dir: str) -> Iterator[None]:
-    """Keeps other processes from training in `model_dir`, which is made if need be.
+    """Keeps other processes from training in `model_dir`, which is created if needed.
 
     Raises:
-      UserError: when another process trains there, or the directory cannot be made.
+      UserError: when another process trains there, or the directory cannot be created.
     """
     is_new = not tf.io.gfile.exists(model_dir)
     try:
@@ -136,7 +136,7 @@ def held_for_training(model_dir: str) -> Iterator[None]:
         finally:
             if is_new:
                 with contextlib.suppress(OSError):
-                    # That of a run that was refused: one with anything else in it stays.
+                    # Remove the directory of a run that was refused; one with anything else in it stays.
                     if os.listdir(model_dir) == [LOCK_FILE]:
                         os.remove(os.path.join(model_dir, LOCK_FILE))
                     os.rmdir(model_dir)
@@ -180,7 +180,7 @@ def _plain(value):
 
 
 def write_arrays(path: str, arrays: dict[str, np.ndarray]) -> None:
-    """Writes arrays as numpy.load reads them."""
+    """Writes arrays in the format that numpy.load reads."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
     write_whole(path, buffer.getvalue())

@@ -34,8 +34,8 @@ def squash(r: tf.Tensor, scale: float, num_parts: int) -> tf.Tensor:
     >>> [round(7 * value, 3) for value in t.numpy().tolist()]
     [1.0, 3.5, 4.667, 6.0]
 
-    Source: ours. It needs no longest length, and puts most parts where they tell most, within a few tokens. Nothing is
-    left of it for r = 0, because no token attends to itself. docs/log.md has the measurements behind it.
+    Source: ours. It needs no maximum length, and puts most parts where they matter most, within a few tokens. Nothing
+    of [0, 1] is left for r = 0, because no token attends to itself. docs/log.md has the measurements behind it.
     """
     r = tf.cast(r, tf.float32)
     d, c = nearest(scale, num_parts)
@@ -44,11 +44,11 @@ def squash(r: tf.Tensor, scale: float, num_parts: int) -> tf.Tensor:
 
 
 def nearest(scale: float, num_parts: int) -> tuple[float, float]:
-    """Returns d and c of `squash`: 2 t(1) - 1, and how far from 1 it takes to get half-way from there to the end.
+    """Returns d and c of `squash`: 2 t(1) - 1, and the distance from 1 at which t is half-way from there to the end.
 
-    Of an even number of parts from 6 on, r = 1 falls two thirds of the way from the first knot on its side to the
-    second, which lies at 1 + scale / 2: what is next to a token tells most, and so gets a part of its own and the most
-    of another. Of other numbers it falls on the first knot, or half-way between the middle one and that.
+    With an even number of parts from 6 on, r = 1 falls two thirds of the way from the first knot on its side to the
+    second, which lies at 1 + scale / 2: a token's neighbour matters most, and so gets a part of its own and most of
+    another. With other numbers it falls on the first knot, or half-way between the middle knot and the first.
     """
     if num_parts % 2 or num_parts < 6:
         return 1 / max(num_parts - 1, 1), scale
@@ -122,10 +122,11 @@ def soft_partition(config: ShatterConfig, r: tf.Tensor, parts: Optional[Sequence
 
 
 def far_parts(config: ShatterConfig) -> tuple[int, list[tuple[int, int]]]:
-    """Returns a distance in tokens, and the parts that are not zero from there on: pairs of one on either side.
+    """Returns a distance in tokens, and the parts that are not zero from there on, in pairs of one on either side.
 
-    Hats are compact: from the distance on, only the outermost two at either end are left, the inner of them first. Of
-    other families, and of few parts, it returns 0 and none. The two of a pair are alike: f_p(-r) = f_(P - 1 - p)(r).
+    Hats have compact support: from the distance on, only the outermost two at either end are left, the inner pair
+    first. For other families, and for few parts, it returns 0 and no pairs. The two of a pair are mirror images:
+    f_p(-r) = f_(P - 1 - p)(r).
 
     Example:
     >>> config = ShatterConfig(hidden_size=12, num_parts=12)
@@ -152,7 +153,7 @@ def position_partition(config: ShatterConfig, length, num_queries=None) -> tf.Te
 
     Args:
       config: supplies the family, the squashing's scale and P.
-      length: L, the number of keys; an int or an int32 scalar tensor, as the next.
+      length: L, the number of keys; an int or an int32 scalar tensor, like num_queries.
       num_queries: None takes as many as there are keys.
 
     Example:

@@ -1,4 +1,4 @@
-"""Figures of a run, from NumPy arrays: the partition, attention, training's curves, and confusions of labels."""
+"""Figures of a run, from NumPy arrays: the partition, attention, training curves, and the confusion matrix."""
 
 import io
 import sys
@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-# Told apart by those who see no red or no green, as are those of viridis, which parts have from left to right.
+# Distinguishable with red-green colour blindness, like the colours of viridis, which parts have from left to right.
 BLUE, ORANGE = "#0072B2", "#D55E00"
 MOST_NAMES = 64  # along an axis; of more, every second, third, … is written
 MOST_COUNTS = 20  # classes in whose confusion matrix numbers can be read
@@ -20,7 +20,7 @@ _TICKS = (1, 2, 5)  # times powers of ten, on an axis of relative positions
 
 
 def to_png(figure: Figure) -> bytes:
-    """Returns the figure as the bytes of a PNG file, with all that reaches beyond its edges."""
+    """Returns the figure as the bytes of a PNG file, including what reaches beyond its edges."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=100, bbox_inches="tight", metadata={"Software": None})
     return buffer.getvalue()
@@ -29,8 +29,8 @@ def to_png(figure: Figure) -> bytes:
 def style(names: Sequence[str]):
     """Returns a context in which wordpieces or labels are written as they are, whatever their script.
 
-    They are no mathematics, for all their dollars. What DejaVu Sans, which comes with matplotlib, has no letters for is
-    in the first installed font that does; a warning names what none has.
+    Dollar signs in them do not start mathematics. Letters that DejaVu Sans, which comes with matplotlib, lacks are in
+    the first installed font that has them; a warning names those that none has.
     """
     families, missing = ["DejaVu Sans"], {ord(letter) for name in names for letter in name if letter.isprintable()}
     for entry in sorted(font_manager.fontManager.ttflist, key=lambda entry: (entry.name != families[0], entry.fname)):
@@ -54,7 +54,7 @@ def part_colors(number: int) -> np.ndarray:
 
 
 def part_names(r: np.ndarray, f: np.ndarray) -> list[str]:
-    """Returns a name for each part by where most of it lies.
+    """Returns a name for each part by where it peaks.
 
     Args:
       r: relative positions in rising order, [R].
@@ -85,7 +85,7 @@ def _bare(axes) -> None:
 
 
 def draw_partition(r: np.ndarray, f: np.ndarray) -> Figure:
-    """Returns curves of f_p(r), one for each part, with dots where whole tokens are.
+    """Returns curves of f_p(r), one for each part, with dots at whole tokens.
 
     Args:
       r: relative positions j - i in rising order, [R].
@@ -128,12 +128,12 @@ def draw_attention(
     names: Sequence[str],
     partition: Optional[tuple[np.ndarray, np.ndarray]] = None,
 ) -> Figure:
-    """Returns, for every layer, its attention map, and beside it the attention that each part has of each row.
+    """Returns, for every layer, its attention map, and beside it the attention that each part gets in each row.
 
     Args:
       tokens: of the text, L of them.
-      maps: a_ij by the layers' names, each [L, L].
-      totals: sum_j f_p(j - i) a_ij by the same, each [L, P].
+      maps: a_ij by layer name, each [L, L].
+      totals: sum_j f_p(j - i) a_ij by layer name, each [L, P].
       names: of the parts.
       partition: r and f of `draw_partition`, to be drawn above the maps.
     """
@@ -153,7 +153,7 @@ def draw_attention(
             return figure.add_axes((x / size[0], 1 - (y + h) / size[1], w / size[0], h / size[1]))
 
         if partition is not None:
-            # So wide that its ticks have room, where there is one small map; what reaches beyond an edge is kept.
+            # Wide enough for its ticks even above a single small map; what reaches beyond an edge is kept.
             axes = place(0.6, 0.4, min(max(size[0] - 0.6 - legend, 7.5), 12.0), above - 1.4)
             _plot_partition(axes, *partition)
         colors, edges = part_colors(len(names)), np.arange(len(tokens) + 1) - 0.5
@@ -185,11 +185,11 @@ def draw_attention(
 
 
 def draw_curves(metric: str, training: dict[str, list], validation: dict[str, list]) -> Figure:
-    """Returns the loss, and the metric if it is another thing, against steps.
+    """Returns the loss, and the metric if that is not the loss, against steps.
 
     Args:
       metric: name of the main metric.
-      training, validation: (step, value) pairs in order, by the names of metrics; any may be missing.
+      training, validation: (step, value) pairs in order, by metric name; any may be missing.
     """
     panels = ["loss"] if metric == "loss" else ["loss", metric]
     figure = Figure(figsize=(5.2 * len(panels), 4.0), layout="constrained")

@@ -1,4 +1,4 @@
-"""What layers compute in."""
+"""The precision that layers compute in."""
 
 import contextlib
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ def set_precision(runtime: cfg.RuntimeConfig) -> None:
 
 @contextlib.contextmanager
 def policy_scope(policy) -> Iterator[None]:
-    """Within it, layers are built under `policy`, one of Keras's or its name, unless they are given another.
+    """Within it, layers are built under `policy`, a Keras policy or its name, unless they are given another.
 
     Example:
     >>> with policy_scope("mixed_bfloat16"):

@@ -5,8 +5,8 @@
   python -m shatter_tf.predict --model=serving/encoder --signature=fill_mask 'The cat sat on the [MASK].'
   python -m shatter_tf.predict --model=served/labels --signature=embed < texts.txt
 
-Texts are arguments, or lines of standard input; a pair is two texts with a tab between, a question and its context too.
-A model of single texts takes tabs for white space.
+Texts are arguments, or lines of standard input; the two texts of a pair, or a question and its context, are separated
+by a tab. A model of single texts treats tabs as white space.
 """
 
 import argparse
@@ -47,7 +47,7 @@ def main(argv: list[str]) -> None:
     signature = of_texts[args.signature]
     # As files have them: a question before its context.
     names = sorted(signature.structured_input_signature[1], key=lambda name: (name != "question", name))
-    # Bytes, because not every text is UTF-8; the model reads what is not as U+FFFD.
+    # Bytes, because not every text is UTF-8; the model reads invalid UTF-8 as U+FFFD.
     texts = map(os.fsencode, args.texts) if args.texts else (line.rstrip(b"\r\n") for line in sys.stdin.buffer)
     for batch in _batches(texts):
         columns = [text.split(b"\t") if len(names) > 1 else [text] for text in batch]
@@ -71,7 +71,7 @@ def _load(path: str):
     try:
         unsafe = graph.unsafe_operations(path)
         model = None if unsafe else tf.saved_model.load(path)
-    except Exception as error:  # of what class depends on where the damage is
+    except Exception as error:  # whose class depends on where the damage is
         raise UserError(f"--model={path}: cannot be loaded ({first_line(error)}); export it again") from error
     if unsafe:
         raise UserError(f"--model={path}: not loaded, its graph has {', '.join(sorted(unsafe))}; no export has")
@@ -79,7 +79,7 @@ def _load(path: str):
 
 
 def _plain(value):
-    """Returns a NumPy value as JSON has it: text, numbers of six digits, lists."""
+    """Returns a NumPy value in a form that JSON has: text, numbers rounded to six decimals, lists."""
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
     if getattr(value, "ndim", 0):

@@ -1,4 +1,4 @@
-"""Being asked to stop: SIGTERM, as schedulers send it before they take a machine away, and Ctrl-C."""
+"""Requests to stop: SIGTERM, which schedulers send before they take a machine away, and Ctrl-C."""
 
 import os
 import signal
@@ -10,18 +10,18 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopRequest:
-    """What SIGTERM or Ctrl-C asks for: that training stops soon and loses nothing.
+    """A request by SIGTERM or Ctrl-C that training stop soon and lose nothing.
 
-    While steps are unsaved, training itself looks at `asked` after every loop, saves and stops. At all other times
-    (libraries are imported, data read, an evaluation runs) there is nothing to lose, and the process is ended at once.
-    A thread does that: Python's own handlers run only between its bytecodes, and an evaluation is one. It also ends a
-    loop of steps that does not end: data that does not come, another machine that hangs.
+    While steps are unsaved, training itself checks `asked` after every loop, saves and stops. At all other times
+    (importing libraries, reading data, evaluating) there is nothing to lose, and the process is ended at once. A thread
+    does that: Python's own handlers run only between bytecodes, and an evaluation is one. The thread also ends a loop
+    of steps that does not finish, because data does not come or another machine hangs.
 
     Attributes:
-      unsaved: held by training from a step on until a checkpoint has it.
+      unsaved: held by training from a step until a checkpoint contains it.
       saving: held by training while a checkpoint is written.
       patience: seconds that a loop of steps may still take.
-      announced: set by training once it has said that it stops, so that this is said once.
+      announced: set by training once it has said that it stops, so that this is said only once.
     """
 
     def __init__(self):
@@ -35,10 +35,10 @@ class StopRequest:
         return self._asked.is_set()
 
     def listen(self) -> None:
-        """Heeds the signals from now on; a second one ends the process.
+        """Handles the signals from now on; a second one ends the process.
 
-        To be called before libraries start threads: signals are blocked in this one and those that it starts, so that a
-        thread can wait for them. Handlers would not do: TensorFlow, when it talks to other machines, sets its own.
+        Call this before libraries start threads: signals are blocked in this thread and those that it starts, so that
+        one thread can wait for them. Handlers would not do: TensorFlow, when it talks to other machines, sets its own.
         """
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         threading.Thread(target=self._wait, daemon=True).start()

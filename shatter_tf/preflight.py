@@ -1,4 +1,4 @@
-"""What is wrong with settings, found before anything is built: `problems`, a line for each."""
+"""Finds what is wrong with settings before anything is built: `problems`, a line for each."""
 
 import contextlib
 import operator
@@ -14,16 +14,16 @@ from shatter_tf.data.pretraining import PretrainDataConfig
 from shatter_tf.encoder import feed_forward_activation
 from shatter_tf.tasks import OPTIMIZERS, EncoderConfig, metric_names
 
-# Of trainer.
+# Settings of the trainer.
 _POSITIVE = (
     *("train_steps", "steps_per_loop", "checkpoint_interval", "validation_interval", "summary_interval"),
     *("accumulation_steps", "max_skipped_steps", "max_to_keep"),
 )
 
-# Of optimizers: what is left of a mean after a step.
+# Settings of optimizers: the share of a running mean that a step keeps.
 _FRACTIONS = ("beta_1", "beta_2", "rho", "momentum")
 
-# Model Garden's settings that nothing here goes by.
+# Model Garden's settings that are ignored here.
 _UNHEEDED = {
     "trainer": (
         *("train_tf_while_loop", "train_tf_function", "eval_tf_function", "eval_tf_while_loop", "allow_tpu_summary"),
@@ -51,7 +51,7 @@ _UNHEEDED["task.validation_data"] = _UNHEEDED["task.train_data"]
 
 
 def _unheeded(params: cfg.ExperimentConfig) -> list[str]:
-    """Returns a line for every setting that was changed to no effect."""
+    """Returns a line for every setting that was changed without effect."""
     usual = cfg.ExperimentConfig(task=type(params.task)(), trainer=type(params.trainer)())
     found = []
     for name in (f"{path}.{name}" for path, names in _UNHEEDED.items() for name in names):
@@ -84,7 +84,7 @@ def _encoder_problems(config: EncoderConfig, vocabulary_size: int) -> list[str]:
 
 
 def _optimizer_problems(config: optimization.OptimizationConfig) -> list[str]:
-    """Returns a line for every setting with which training would fail, or climb where it should descend."""
+    """Returns a line for every setting with which training would fail, or ascend where it should descend."""
     name = config.optimizer.type
     found = []
     if name not in OPTIMIZERS:
@@ -110,7 +110,7 @@ def _optimizer_problems(config: optimization.OptimizationConfig) -> list[str]:
     if found:
         return found
     try:
-        with tf.Graph().as_default():  # an eager tensor would start the devices, before strategies may choose them
+        with tf.Graph().as_default():  # an eager tensor would start the devices, before strategies can choose them
             factory = optimization.OptimizerFactory(config)
             factory.build_optimizer(factory.build_learning_rate())
     except (ValueError, TypeError) as error:
@@ -122,11 +122,11 @@ def _optimizer_problems(config: optimization.OptimizationConfig) -> list[str]:
 
 
 def problems(params: cfg.ExperimentConfig, vocabulary_size: int) -> list[str]:
-    """Returns a line for everything in the settings that would fail later, or do nothing.
+    """Returns a line for everything in the settings that would fail later, or have no effect.
 
     Args:
       params: with every setting in place.
-      vocabulary_size: wordpieces; 0 where the data could not be read: then nothing is said of what follows from it.
+      vocabulary_size: wordpieces; 0 where the data could not be read: then what depends on it is not checked.
     """
     task, trainer, runtime = params.task, params.trainer, params.runtime
     found = _unheeded(params) + _encoder_problems(task.model.encoder, vocabulary_size)

@@ -1,12 +1,12 @@
-"""Text to a corpus: trains or takes a vocabulary, tokenises on all cores, writes sharded TFRecords.
+"""Turns text into a corpus: trains or takes a vocabulary, tokenises on all cores, writes sharded TFRecords.
 
   python -m shatter_tf.prepare --input='books/*.txt,news.txt.gz' --output_dir=corpus --vocab_size=8192
 
 Input files hold one paragraph a line with blank lines between documents, or one document a line (--layout says which;
 "auto" looks for blank lines). Files whose names end in .gz are unpacked. OUTPUT_DIR gets train-*.tfrecord,
-validation-*.tfrecord, vocab.txt and, in the end, corpus.json, when all the work is done.
+validation-*.tfrecord, vocab.txt and, at the end, when all the work is done, corpus.json.
 
-More text than one machine can take runs as an Apache Beam pipeline, to the same shards (of more than 3 GB, to more of
+For more text than one machine can handle, an Apache Beam pipeline writes the same shards (for more than 3 GB, more of
 them); files and OUTPUT_DIR must then be where every worker sees them:
 
   python -m shatter_tf.prepare --input='gs://b/text/*.gz' --output_dir=gs://b/corpus --vocab_file=vocab.txt \\
@@ -26,10 +26,10 @@ from typing import TYPE_CHECKING
 
 from shatter_tf.command_line import UserError, configure_libraries, first_line, new_parser, quieten_logging, run
 
-if TYPE_CHECKING:  # TensorFlow would be imported for --help
+if TYPE_CHECKING:  # otherwise --help would import TensorFlow
     from shatter_tf.data.shards import Job, Written
 
-_SHARD_BYTES = 16 << 20  # of text: about 4 million tokens, which a training step may have to read at a resume
+_SHARD_BYTES = 16 << 20  # of text: about 4 million tokens, which a training step may have to read when resuming
 _MOST_SHARDS = 200  # of a split, on this machine, which keeps all of them open
 _CHUNK_CHARACTERS = 1 << 20  # handed to a worker at a time
 _WORKER_BYTES = 8 << 20  # less text than this is not worth another process, which must import TensorFlow
@@ -95,7 +95,7 @@ def main(argv: list[str]) -> None:
     sizes = {p: tf.io.gfile.stat(p).length * (_GZIP_RATIO if p.endswith(".gz") else 1) for p in paths + held_out}
     total_bytes = sum(sizes.values())
     start = time.time()
-    # Inside of a directory that is there: it may be a mount point, and what lies beside it cannot be renamed into it.
+    # Inside an existing directory: it may be a mount point, and what lies beside that cannot be renamed into it.
     between = "/" if is_there and "://" not in output_dir else ""
     temporary = f"{output_dir}{between}{INCOMPLETE}-{os.getpid()}"
     validation_bytes = sum(sizes[path] for path in held_out) or total_bytes * args.validation_fraction
@@ -237,7 +237,7 @@ def _chunks(documents: Iterator[tuple[str, str]]) -> Iterator[list[tuple[str, st
 
 @contextlib.contextmanager
 def _encoder(job: "Job", num_workers: int):
-    """Gives a function from chunks of documents to (chunk, records), in order, on `num_workers` processes."""
+    """Yields a function from chunks of documents to (chunk, records), in order, on `num_workers` processes."""
     if num_workers == 1:
         _start_worker(job)
         yield lambda chunks: ((chunk, _encode([document for _, document in chunk])) for chunk in chunks)

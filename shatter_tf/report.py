@@ -1,4 +1,4 @@
-"""What a comparison shows: a Markdown table, curves against steps and wall-clock, and a dot for every run."""
+"""The report of a comparison: a Markdown table, curves against steps and wall-clock, and a dot for every run."""
 
 import json
 import math
@@ -15,7 +15,7 @@ REPORT_FILE, CURVES_FILE, FINAL_FILE = "report.md", "curves.png", "final.png"
 def best_runs(results: list[dict], metric: str, sign: int) -> dict[str, list[dict]]:
     """Returns each variant's runs at its best learning rate: the one whose mean over seeds at the end is best.
 
-    One whose mean is no number is the worst.
+    One whose mean is NaN is the worst.
     """
 
     def goodness(runs: list[dict]) -> float:
@@ -40,7 +40,7 @@ def curve(runs: list[dict], metric: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def steps_to_reach(steps: np.ndarray, values: np.ndarray, target: float, sign: int) -> float | None:
-    """Returns the step, between evaluations by straight lines, at which `values` first reach `target`; None if never.
+    """Returns the step at which `values`, linear between evaluations, first reach `target`; None if never.
 
     Example:
     >>> steps_to_reach(np.array([10, 20, 30]), np.array([5.0, 4.0, 3.0]), 3.5, sign=-1)
@@ -103,7 +103,7 @@ def _row(grid: Grid, runs: list[dict], reference: list[dict] | None, rates: int,
 
 
 def _soonness(grid: Grid, runs: list[dict], reference: list[dict], measured: dict) -> dict[str, str]:
-    """Returns the cells that say how soon `runs` are where `reference` ends, on the mean over seeds."""
+    """Returns the cells that say how soon `runs` reach the end value of `reference`, on the mean over seeds."""
     metric, sign = grid.metric, grid.sign
     (steps, values), (reference_steps, reference_values) = curve(runs, metric), curve(reference, metric)
     reached = steps_to_reach(steps, values.mean(axis=0), float(reference_values.mean(axis=0)[-1]), sign)
@@ -164,7 +164,7 @@ def _figure(columns: int, height: float):
 
 def _draw_curves(grid: Grid, best: dict, names: list[str], measured: dict, output_dir: str) -> None:
     metric = grid.metric
-    by_time = set(names) <= set(measured)  # the runs' own times tell more of what else the machine did
+    by_time = set(names) <= set(measured)  # the runs' own times say more about what else the machine did
     figure, axes = _figure(1 + by_time, 4.5)
     for name in names:
         runs = best[name]

@@ -1,4 +1,4 @@
-"""What surrounds the graph of an export: its version, its proof, its warm-up requests and its README."""
+"""What surrounds the graph of an export: its version, its verification, its warm-up requests and its README."""
 
 import os
 import re
@@ -16,7 +16,7 @@ from shatter_tf.serving import MINIMUM_TF_SERVING, Servable
 _WARMUP_BATCHES = (1, 8)
 _EXACT = ("labels", "words")  # outputs that do not depend on numbers, which rounding may change
 CARD_FILE = "README.md"
-# Directories that are being written: this and a random number. TF Serving looks at names that are numbers alone.
+# Directories that are being written: this and a random number. TF Serving looks only at names that are numbers.
 INCOMPLETE = "incomplete-"
 _INCOMPLETE = re.compile(INCOMPLETE + "[0-9a-f]{32}/?")
 _LEFT_AFTER_SECONDS = 3600
@@ -29,7 +29,7 @@ def next_version(export_dir: str) -> int:
 
 
 def remove_leftovers(export_dir: str) -> None:
-    """Removes what exports that were killed left in `export_dir`: directories in which nothing is written any more."""
+    """Removes what killed exports left in `export_dir`: directories in which nothing is written any more."""
     names = tf.io.gfile.listdir(export_dir) if tf.io.gfile.exists(export_dir) else []
     for directory in (os.path.join(export_dir, name.rstrip("/")) for name in names if _INCOMPLETE.fullmatch(name)):
         written = max((stat.mtime_nsec / 1e9 for stat in _file_stats(directory)), default=time.time())
@@ -48,14 +48,14 @@ def _file_stats(directory: str) -> Iterator:
 
 
 def sample_texts(servable: Servable, number: int, words: int) -> np.ndarray:
-    """Returns strings of so many wordpieces of the vocabulary each, the first of them [MASK], bytes [number]."""
+    """Returns strings, bytes [number], of `words` random wordpieces each, the first of them [MASK]."""
     ids = np.random.default_rng(0).integers(servable.tokenizer.vocabulary_size, size=[number, words])
     ids[:, 0] = servable.tokenizer.mask_id
     return tf.strings.reduce_join(servable.tokenizer.wordpieces(ids), axis=1, separator=" ").numpy()
 
 
 def sample_inputs(servable: Servable, name: str, number: int, words: int) -> dict[str, tf.Tensor]:
-    """Returns inputs for the signature `name`: a batch of `number` texts of so many words."""
+    """Returns inputs for the signature `name`: a batch of `number` texts of `words` words."""
     texts = tf.constant(sample_texts(servable, number, words))
     if name == "token_ids":
         return servable.tokenizer.pad(servable.encode(texts))
@@ -63,11 +63,11 @@ def sample_inputs(servable: Servable, name: str, number: int, words: int) -> dic
 
 
 def difference(servable: Servable, path: str) -> float:
-    """Returns how far the numbers that the SavedModel at `path` gives are from the trained model's, at most.
+    """Returns the largest difference between the outputs of the SavedModel at `path` and the trained model's.
 
-    Of outputs beyond 1 it is a share of the largest, see `relative_difference`. NaN where either gives NaN; infinity
-    where labels or words are others. The SavedModel is loaded as it lies on the disk, and asked for batches of several
-    sizes and lengths; the trained model computes without a graph, on inputs padded to another length.
+    For outputs beyond 1 it is relative to the largest, see `relative_difference`. NaN where either gives NaN; infinity
+    where labels or words differ. The SavedModel is loaded from disk and called with batches of several sizes and
+    lengths; the trained model computes without a graph, on inputs padded to another length.
     """
     exported = tf.saved_model.load(path)
     differences = []
@@ -86,9 +86,9 @@ def difference(servable: Servable, path: str) -> float:
 
 
 def relative_difference(actual: np.ndarray, expected: np.ndarray) -> float:
-    """Returns the largest difference of two arrays; as a share of the largest number expected, if that is beyond 1.
+    """Returns the largest difference of two arrays, relative to the largest expected number if that is beyond 1.
 
-    float32 rounds scores of a thousand by as much as it would be wrong to be off in a probability.
+    float32 rounds scores of a thousand by as much as would be an error in a probability.
 
     Example:
     >>> relative_difference(np.array([1000.0, 3.0]), np.array([1000.0, 2.0]))
@@ -98,7 +98,7 @@ def relative_difference(actual: np.ndarray, expected: np.ndarray) -> float:
 
 
 def write_warmup_requests(servable: Servable, path: str, model_name: str) -> None:
-    """Writes the requests that TF Serving sends itself before it takes others: each signature, small and large."""
+    """Writes the requests that TF Serving sends itself before it accepts others: each signature, small and large."""
     from tensorflow_serving.apis import model_pb2, predict_pb2, prediction_log_pb2
 
     directory = os.path.join(path, "assets.extra")
@@ -119,14 +119,14 @@ def write_warmup_requests(servable: Servable, path: str, model_name: str) -> Non
 def write_card(
     finished: Run, model_dir: str, checkpoint: str, servable: Servable, path: str, target: str, notes: list[str]
 ) -> None:
-    """Writes what a stranger must know of the export at `path`: its signatures, how good it is, how to serve it.
+    """Writes what a user must know about the export at `path`: its signatures, how good it is, how to serve it.
 
     Args:
       finished, model_dir, checkpoint: what was exported.
       servable: what of it is served.
       path: where the export lies now.
-      target: where it will, by the names of the model and the version.
-      notes: lines of what else was found.
+      target: where it will lie; ends in the names of the model and the version.
+      notes: lines on what else was found.
     """
     model_name, version = target.split("/")[-2:]
     step = checkpoint_step(checkpoint)
@@ -178,7 +178,7 @@ def write_card(
 
 
 def _long_texts(finished: Run, servable: Servable) -> str:
-    """Returns what becomes of long texts."""
+    """Returns how long texts are handled."""
     if finished.experiment != "shatter/answer":
         return f"texts longer than {servable.seq_length} wordpieces are cut"
     return (

@@ -1,7 +1,8 @@
 """Exported models: strings in, answers out, with the tokenizer inside the graph.
 
 Every function takes and gives tensors whose first dimension is the batch, of any size, so that TF Serving may batch
-requests; shorter batches are padded to their longest text, longer texts are cut. Outputs are float32, int32 or strings.
+requests; batches are padded to their longest text, and texts that are too long are cut. Outputs are float32, int32 or
+strings.
 """
 
 from typing import Optional
@@ -24,7 +25,7 @@ TEXT_OPERATIONS = ("FastBertNormalize", "FastWordpieceTokenizeWithOffsets", "Nor
 MINIMUM_TF_SERVING = "2.12"
 CANDIDATES = 5  # for each [MASK]
 
-_MOST_WINDOWS = 32  # of contexts that are read at a time
+_MOST_WINDOWS = 32  # windows of contexts that are read at a time
 _NO_SPAN = -1e9  # the score of a span where none is allowed
 INPUTS = ("input_word_ids", "input_mask", "input_type_ids")
 
@@ -44,9 +45,9 @@ class Servable:
       texts: names of what `serving_default` takes.
 
     Attributes:
-      functions: by the names of the signatures. All models have `serving_default`; `embed`: `text`, string [B], to
-        `embedding`, float32 [B, D], the mean of the last layer over tokens; and `token_ids`: what `encode` gives, int32
-        [B, L], to what `serving_default` gives.
+      functions: by signature name. All models have `serving_default`; `embed`, from `text`, string [B], to `embedding`,
+        float32 [B, D], the mean of the last layer over tokens; and `token_ids`, from what `encode` gives, int32 [B, L],
+        to what `serving_default` gives.
     """
 
     def __init__(self, model: tf_keras.Model, encoder, tokenizer: Tokenizer, seq_length: int, texts=("text",)):
@@ -64,12 +65,12 @@ class Servable:
     def _add(self, name: str, function, texts: tuple[str, ...] = ("text",)) -> None:
         """Adds a signature of strings.
 
-        Where inputs are long, it pads to the full length: the encoder's attention is in blocks, and its memory linear
-        in the length, only if the length is known beforehand.
+        Long inputs are padded to the full length: only if the length is static does the encoder compute attention in
+        blocks, in memory linear in the length.
 
         Args:
           name: of the signature.
-          function: from a function that pads what `encode` gives, and strings [B], to a dict of outputs.
+          function: takes a function that pads what `encode` gives, and strings [B]; returns a dict of outputs.
           texts: names of the strings.
         """
         self._from_strings[name] = function
@@ -112,8 +113,8 @@ class Servable:
     def trackable(self) -> tf.__internal__.tracking.AutoTrackable:
         """Returns what to save: the variables, and TF Hub's interface.
 
-        Called, it gives the vectors of strings, so that `hub.KerasLayer(export)` does, and can be trained. The layers
-        themselves are left out: Keras would trace each of them once more, which makes half of a large model's graph.
+        When called, it gives the vectors of strings, so that `hub.KerasLayer(export)` does, and can be trained. The
+        layers themselves are left out: Keras would trace each of them again, which makes half of a large model's graph.
         """
         root = tf.__internal__.tracking.AutoTrackable()
         root.variables, root.trainable_variables = self.encoder.variables, self.encoder.trainable_variables
@@ -160,10 +161,10 @@ class Regressor(Servable):
 
 
 class Tagger(Servable):
-    """Takes `text`, words separated by white space, and gives for each of its words, padded to the text with most:
+    """Takes `text`, words separated by white space, and gives for each word, padded to the text with the most:
 
     `words`, string [B, words], `tags`, string, and `probabilities`, float32. Padding and words beyond `seq_length`
-    wordpieces have the tag "" and the probability 0. What is no UTF-8 is U+FFFD in the words, too. `token_ids` gives
+    wordpieces have the tag "" and the probability 0. Invalid UTF-8 becomes U+FFFD in the words, too. `token_ids` gives
     `tag_probabilities`, float32 [B, L, tags].
 
     Args:
@@ -199,13 +200,13 @@ class Tagger(Servable):
 class QuestionAnswerer(Servable):
     """Takes `question` and `context`, and gives `answer`, a part of the context, string [B].
 
-    `start` and `end`, int32 [B], are the characters of the context that it is; `score`, float32 [B], is how much
-    likelier (in logits) it is than that there is none. Where the model says that there is none, as those trained on
-    unanswerable questions may, or the context is empty, the answer is "". Contexts are read through windows, all of the
-    full length. `token_ids` gives `start_logits` and `end_logits`, float32 [B, L].
+    `start` and `end`, int32 [B], are its characters in the context; `score`, float32 [B], is how much likelier (in
+    logits) it is than no answer. Where the model says that there is none, as those trained on unanswerable questions
+    may, or the context is empty, the answer is "". Contexts are read in windows, all of the full length. `token_ids`
+    gives `start_logits` and `end_logits`, float32 [B, L].
 
     Args:
-      task: settings of the run, of its windows and spans.
+      task: settings of the run, for windows and spans.
     """
 
     def __init__(self, model, encoder, tokenizer, seq_length, task):
@@ -219,7 +220,7 @@ class QuestionAnswerer(Servable):
         return {name: tf.cast(values, tf.float32) for name, values in zip(names, logits, strict=True)}
 
     def answer(self, pad, question: tf.Tensor, context: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Returns answers and where they stand for strings [B]."""
+        """Returns answers and their places for strings [B]."""
         task, data, tokenizer = self._task, self._task.train_data, self.tokenizer
         context = tf.strings.unicode_transcode(context, "UTF-8", "UTF-8", errors="replace")
         asked = tokenizer.tokenize(question)
@@ -240,7 +241,7 @@ class QuestionAnswerer(Servable):
             may = inputs["may_start"], inputs["may_end"]
             return best_spans(*logits, *may, task.max_answer_length, task.n_best_size)
 
-        # So many windows at a time, however long the context is; the last of them more than once to fill up the rest.
+        # At most so many windows at a time, however long the context is; the last one is repeated to fill up the rest.
         number = tf.size(row)
         rounds = -(-number // _MOST_WINDOWS)
         each = -(-number // rounds)
@@ -249,7 +250,7 @@ class QuestionAnswerer(Servable):
         signature = {name: tf.TensorSpec([None], dtype) for name, dtype in dtypes.items()}
         spans = tf.map_fn(spans_of, numbers, parallel_iterations=1, fn_output_signature=signature)
         spans = {name: tf.reshape(values, [-1])[:number] for name, values in spans.items()}
-        # The best window of each question: the first whose score is the highest.
+        # The best window of each question: the first with the highest score.
         best = tf.math.segment_max(spans["score"], row)
         is_best = spans["score"] == tf.gather(best, row)
         places = tf.range(tf.shape(row)[0])
@@ -295,13 +296,13 @@ class MaskedLanguageModel(Servable):
         return dict(sequence_output=outputs, embedding=mean_of_tokens(outputs, inputs["input_mask"]))
 
     def fill_mask(self, inputs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Returns `tokens` and `probabilities` for the encoder's inputs, in which masks stand."""
+        """Returns `tokens` and `probabilities` for the encoder's inputs, which contain masks."""
         ids = inputs["input_word_ids"]
         columns = tf.broadcast_to(tf.range(tf.shape(ids)[1])[tf.newaxis], tf.shape(ids))
         masked = tf.ragged.boolean_mask(columns, ids == self.tokenizer.mask_id)
         positions, there = masked.to_tensor(), tf.ones_like(masked, tf.bool).to_tensor()
         logits = self.model(dict(inputs, masked_lm_positions=positions), training=False)["mlm_logits"]
-        # The embedding table has rows beyond the vocabulary, and special tokens are no answers.
+        # The embedding table has rows beyond the vocabulary, and special tokens are not answers.
         logits = tf.where(self.tokenizer.is_ordinary(logits.shape[-1]), tf.cast(logits, tf.float32), -1e9)
         probabilities, ids = tf.math.top_k(tf.nn.softmax(logits), CANDIDATES)
         there = there[:, :, tf.newaxis]
@@ -331,7 +332,7 @@ def load_model(finished: Run, model_dir: str, best: bool = True) -> tuple[tf_ker
 
 
 class _MatricesInBfloat16(tf_keras.mixed_precision.Policy):
-    """Layers compute in float32, with matrices that are kept in bfloat16 and cast where they are read."""
+    """Layers compute in float32, with matrices that are stored in bfloat16 and cast when they are read."""
 
     variable_dtype = "bfloat16"
 
@@ -340,7 +341,7 @@ class _MatricesInBfloat16(tf_keras.mixed_precision.Policy):
 
     @staticmethod
     def create_variable(next_creator, **kwargs):
-        """Leaves biases and norms, which are small and which Keras's norms want so, in float32."""
+        """Leaves biases and norms in float32: they are small, and Keras's norms expect it."""
         if kwargs["dtype"] == tf.bfloat16 and len(kwargs["shape"]) < 2:
             initial_value = kwargs["initial_value"]
             kwargs.update(dtype=tf.float32, initial_value=lambda: tf.cast(initial_value(), tf.float32))
@@ -358,13 +359,13 @@ def in_bfloat16(task: cfg.TaskConfig, model: tf_keras.Model) -> tf_keras.Model:
 
 
 def load(finished: Run, model_dir: str, best: bool = True) -> tuple[Servable, str]:
-    """Returns what a run has to serve, and the checkpoint that its weights are from; raises as `load_model` does."""
+    """Returns a run's Servable, and the checkpoint that its weights are from; raises as `load_model` does."""
     model, checkpoint = load_model(finished, model_dir, best)
     return servable(finished, model), checkpoint
 
 
 def servable(finished: Run, model: tf_keras.Model) -> Servable:
-    """Returns what a run's model has to serve."""
+    """Returns the Servable of a run's model."""
     task = finished.params.task
     tokenizer = Tokenizer(finished.vocabulary, finished.lower_case)
     length = task.train_data.seq_length

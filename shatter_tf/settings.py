@@ -1,7 +1,7 @@
 """From flags, files and data to an experiment with every setting in place, checked before any graph is built.
 
-Later ones win: the experiment's defaults; the encoder of --init_checkpoint; --config_file; --params_override. What is
-still unset then follows from the data and from train_steps.
+Later sources override earlier ones: the experiment's defaults; the encoder of --init_checkpoint; --config_file;
+--params_override. What is still unset then follows from the data and from train_steps.
 """
 
 import collections.abc
@@ -40,7 +40,7 @@ from shatter_tf.tasks import RegressConfig
 _SHARED_ENCODER_FIELDS = [
     field.name for field in dataclasses.fields(BertConfig) if hasattr(ShatterConfig(), field.name)
 ]
-# What validation takes over from training data unless it is set itself.
+# Settings that validation data takes over from training data unless they are set for it.
 _SHARED_DATA_FIELDS = [
     "global_batch_size",
     "seq_length",
@@ -69,7 +69,7 @@ _YamlLoader.add_implicit_resolver(
 
 def _load_yaml(text: str):
     settings = yaml.load(text, _YamlLoader)
-    # Escapes in YAML can give halves of characters, which are no text to TensorFlow.
+    # Escapes in YAML can give halves of characters, which TensorFlow does not accept as text.
     json.dumps(settings, ensure_ascii=False, skipkeys=True, default=str).encode()
     return settings
 
@@ -171,7 +171,7 @@ def _fits(value, hint) -> bool:
 
 
 def _make_floats(config: hyperparams.Config) -> None:
-    """Turns whole numbers into floats where floats are meant: TensorFlow does not multiply one by the other."""
+    """Turns whole numbers into floats where floats are expected: TensorFlow does not multiply one by the other."""
     for key, hint in typing.get_type_hints(type(config)).items():
         value = getattr(config, key, None)
         if isinstance(value, hyperparams.Config):
@@ -181,7 +181,7 @@ def _make_floats(config: hyperparams.Config) -> None:
 
 
 def _override_all(params: cfg.ExperimentConfig, config_file: Optional[str], params_override: str) -> dict:
-    """Overrides `params` by the file and the flag; returns what they say, as one."""
+    """Overrides `params` with the file and the flag; returns the settings of both, merged."""
     of_file, of_flag = all_of(
         lambda: read_config_file(config_file) if config_file else {}, lambda: parse_override(params_override)
     )
@@ -213,8 +213,8 @@ def resolve(
     """Returns the run that the arguments, the flags of `shatter_tf.train`, describe.
 
     Raises:
-      UserError: with everything in them, or in the files and devices they name, that would stop the run later; but with
-        the names and types of settings alone where these are wrong.
+      UserError: with everything in them, or in the files and devices they name, that would stop the run later; with
+        only the names and types of settings where these are wrong.
     """
     if experiment not in NAMES:
         raise UserError(
@@ -260,7 +260,7 @@ def resolve(
 
 
 def _warn_of_idle_steps(params: cfg.ExperimentConfig) -> None:
-    """Says so when the learning rate is zero long before the end."""
+    """Warns when the learning rate is zero long before the end."""
     rate, steps = params.trainer.optimizer_config.learning_rate, params.trainer.train_steps
     schedule = rate.get().as_dict()
     last = schedule.get("decay_steps", steps)
@@ -334,7 +334,7 @@ def _load_corpus(params, data_dir, initial, found) -> tuple[list[str], bool]:
     validation.input_path = validation.input_path or data_dir or train.input_path
     if not train.input_path:
         raise UserError("no corpus: give --data_dir, a directory made by `python -m shatter_tf.prepare`")
-    paths = dict.fromkeys([train.input_path, validation.input_path])  # mostly one, to be read once
+    paths = dict.fromkeys([train.input_path, validation.input_path])  # mostly the same one, to be read once
     corpora = all_of(*(functools.partial(Corpus.read, path) for path in paths))
     corpus, other = corpora[0], corpora[-1]
     if other.vocabulary_sha256 != corpus.vocabulary_sha256:
@@ -346,7 +346,7 @@ def _load_corpus(params, data_dir, initial, found) -> tuple[list[str], bool]:
 
 
 def _load_vocabulary(params, initial) -> list[str]:
-    """Returns the vocabulary that fine-tuning goes by: the one it is told of, or that of --init_checkpoint."""
+    """Returns the vocabulary for fine-tuning: the one in the settings, or that of --init_checkpoint."""
     train = params.task.train_data
     if not train.vocab_file:
         if not initial:
@@ -394,8 +394,8 @@ def _load_labelled(params, data_dir, initial, found) -> tuple[list[str], bool]:
 
 
 def _labels(train: cfg.DataConfig, where: str, labels: Iterable[str]) -> list[str]:
-    """Returns the label names in the order of their ids; raises UserError if there is but one, or no text, or twice."""
-    names, train.labels = list(train.labels), []  # so that the checks that follow a refusal meet no bad ones
+    """Returns the label names in the order of their ids; raises UserError for a single, non-text or repeated label."""
+    names, train.labels = list(train.labels), []  # so that checks after an error do not meet bad ones
     for i, name in enumerate(names):
         if not isinstance(name, str):
             raise UserError(f"labels={names}: {name!r} is not text; put quotes around it, as in ['no', 'yes']")
@@ -467,7 +467,7 @@ def _load_questions(params, data_dir, initial, found) -> tuple[list[str], bool]:
 
 
 def _derive_encoder(params: cfg.ExperimentConfig, explicit: dict, vocabulary_size: int) -> None:
-    """Fits the encoder to the vocabulary; what is said of Shatter holds for its rival too, unless set for it."""
+    """Fits the encoder to the vocabulary; Shatter's settings hold for the baseline too, unless set for it."""
     encoder, pretrained = params.task.model.encoder, bool(params.task.init_checkpoint)
     own = _dig(explicit, "task", "model", "encoder")
     shatter = encoder.any
@@ -477,7 +477,7 @@ def _derive_encoder(params: cfg.ExperimentConfig, explicit: dict, vocabulary_siz
         shared = {name: getattr(shatter, name) for name in _SHARED_ENCODER_FIELDS}
         if "hidden_activation" not in _dig(own, "any"):
             del shared["hidden_activation"]  # Shatter's default is not BERT's
-        if pretrained:  # the checkpoint knows the rest
+        if pretrained:  # the rest comes from the checkpoint
             shared = {name: value for name, value in shared.items() if name in _dig(own, "any")}
         else:
             shared["num_attention_heads"] = shatter.num_parts
@@ -486,7 +486,7 @@ def _derive_encoder(params: cfg.ExperimentConfig, explicit: dict, vocabulary_siz
 
 
 def _derive_trainer(params: cfg.ExperimentConfig, explicit: dict) -> None:
-    """Sets what is unset of schedule and intervals from train_steps, and which checkpoint is the best."""
+    """Derives unset settings of schedule and intervals from train_steps, and what makes a checkpoint the best."""
     trainer = params.trainer
     trainer.best_checkpoint_eval_metric = trainer.best_checkpoint_eval_metric or params.task.main_metric
     if "best_checkpoint_metric_comp" not in _dig(explicit, "trainer"):

@@ -1,4 +1,4 @@
-"""Model Garden's tasks, with what they lack: losses that are exact, restores that are strict, data that resumes."""
+"""Model Garden's tasks, with what they lack: exact losses, strict restores, data that resumes."""
 
 import dataclasses
 from collections.abc import Callable
@@ -27,11 +27,11 @@ from shatter_tf.data.tagging import NO_TAG, TaggingDataConfig, is_iob
 from shatter_tf.distribution import is_chief
 from shatter_tf.encoder import ShatterEncoder
 
-# Nothing of ours, or of Model Garden's that we use, branches on a tensor in Python. Rewriting it all to find that out
-# would be most of the time from a command to its first step.
+# None of our code, or of Model Garden's that we use, branches on a tensor in Python. Rewriting it all to find that out
+# would take most of the time from a command to its first step.
 without_autograph = tf.autograph.experimental.do_not_convert
 
-# Those of Model Garden's that take gradients which are summed already; Keras's loss scaling asks that of them.
+# Model Garden's optimizers that accept gradients that are already summed; Keras's loss scaling requires that.
 OPTIMIZERS = ("adamw", "adam", "lamb", "lars", "sgd", "rmsprop", "adagrad")
 
 LossScaleOptimizer = tf_keras.mixed_precision.LossScaleOptimizer
@@ -41,7 +41,7 @@ _CLASSIFIER_DROPOUT_RATE = 0.1  # BERT's, and Model Garden's
 
 @dataclasses.dataclass
 class EncoderConfig(encoders.EncoderConfig):
-    """Shatter (`type="any"`, Model Garden's word for an encoder of one's own) or its rival (`type="bert"`)."""
+    """Shatter (`type="any"`, Model Garden's word for a custom encoder) or the baseline (`type="bert"`)."""
 
     type: str = "any"
     any: ShatterConfig = dataclasses.field(default_factory=ShatterConfig)
@@ -49,7 +49,7 @@ class EncoderConfig(encoders.EncoderConfig):
 
 
 def build_encoder(config: EncoderConfig, use_pooler: bool) -> tf_keras.layers.Layer:
-    """Returns the encoder that `config` describes; raises ValueError for types other than those two."""
+    """Returns the encoder that `config` describes; raises ValueError for types other than any and bert."""
     if config.type not in ("any", "bert"):
         raise ValueError(f"encoder.type={config.type} cannot keep packed documents apart; use any or bert")
     settings = config.get()
@@ -65,10 +65,11 @@ def build_encoder(config: EncoderConfig, use_pooler: bool) -> tf_keras.layers.La
 def build_encoder_for_head(
     config: EncoderConfig, use_pooler: bool, dropout_rate: float
 ) -> tuple[tf_keras.layers.Layer, float]:
-    """Returns an encoder, and the rate of the dropout that is left for Model Garden's head to do.
+    """Returns an encoder, and the dropout rate that is left to Model Garden's head.
 
-    None is for Shatter's, whose own dropout is resumed exactly and the same on any number of replicas. Where a head has
-    a layer of its own before its output, as without `use_encoder_pooler`, it comes before that layer, and BERT's after.
+    That is 0 for Shatter, whose own dropout resumes exactly and is the same on any number of replicas. Where a head has
+    a layer of its own before its output, as without `use_encoder_pooler`, Shatter's dropout comes before that layer,
+    and BERT's after it.
     """
     encoder = build_encoder(config, use_pooler)
     if not isinstance(encoder, ShatterEncoder):
@@ -82,7 +83,7 @@ class PretrainConfig(masked_lm.MaskedLMConfig):
     """Masked-LM pretraining, without next-sentence prediction.
 
     Attributes:
-      sanity_steps: after so many steps the run warns if the loss is still the entropy of single wordpieces; 0 never.
+      sanity_steps: after so many steps the run warns if the loss is still the entropy of single wordpieces; never if 0.
     """
 
     main_metric = "masked_lm_accuracy"
@@ -102,11 +103,11 @@ class ClassifyConfig(sentence_prediction.SentencePredictionConfig):
     """Classification of texts or pairs of texts.
 
     Attributes:
-      metric_type: what is reported beside accuracy and picks the best checkpoint: accuracy (nothing else), f1 (of two
-        labels, for the second one) or matthews_corrcoef.
+      metric_type: what is reported beside accuracy and selects the best checkpoint: accuracy (nothing else), f1
+        (binary, with the second label as the positive class) or matthews_corrcoef.
       pairs: whether each input is two texts; follows from the data.
-      restore_weights: False takes the vocabulary and the encoder's settings from `init_checkpoint`, but random weights:
-        what the same fine-tuning reaches without pretraining.
+      restore_weights: False takes the vocabulary and the encoder's settings from `init_checkpoint`, but random weights,
+        which shows what the same fine-tuning reaches without pretraining.
     """
 
     metric_types = ("accuracy", "f1", "matthews_corrcoef")
@@ -138,7 +139,7 @@ class ClassifyConfig(sentence_prediction.SentencePredictionConfig):
 
 @dataclasses.dataclass
 class RegressConfig(ClassifyConfig):
-    """Texts or pairs of texts to a number each, by least squares."""
+    """Regression from texts or pairs of texts to a number, by least squares."""
 
     metric_types = ("pearson_spearman_corr",)
 
@@ -152,8 +153,8 @@ class QuestionAnsweringConfig(question_answering.QuestionAnsweringConfig):
     Attributes:
       version_2_with_negative: whether a context may hold no answer, as in SQuAD 2.0; follows from the training data.
       n_best_size, max_answer_length: as in `best_spans`.
-      null_score_diff_threshold: with `version_2_with_negative`, a question is left unanswered when no answer scores
-        that much more than the best one.
+      null_score_diff_threshold: with `version_2_with_negative`, a question is left unanswered when the null
+        score exceeds that of the best answer by more than this.
     """
 
     main_metric = "f1"
@@ -205,7 +206,7 @@ class TagConfig(tagging.TaggingConfig):
 
 
 def row_weights(inputs: dict[str, tf.Tensor]) -> tf.Tensor:
-    """Returns 1 for each row of a batch and 0 for what only fills it up, float32 [B]; see `batches_of_rows`."""
+    """Returns 1 for each row of a batch and 0 for padding rows, float32 [B]; see `batches_of_rows`."""
     rows = tf.shape(inputs["input_word_ids"])[:1]
     return inputs.get("row_weights", tf.ones(rows))
 
@@ -216,19 +217,19 @@ def _mean_over_rows(losses: tf.Tensor, inputs: dict[str, tf.Tensor]) -> tf.Tenso
 
 
 def _rows_of_logs(logs: dict[str, list[tf.Tensor]], *names: str) -> dict[str, np.ndarray]:
-    """Returns what all replicas logged under `names`, without what only fills up a batch."""
+    """Returns what all replicas logged under `names`, without padding rows."""
     logs = {name: np.concatenate([value.numpy() for value in logs[name]]) for name in ("row_weights", *names)}
     return {name: logs[name][logs["row_weights"] > 0] for name in names}
 
 
 class _Task:
-    """What all tasks do otherwise than Model Garden's: data from a given step on, and a step of the global batch."""
+    """What all tasks do differently from Model Garden's: data from a given step on, and a step on the global batch."""
 
     # The driver sets these: the step of the checkpoint it resumes from, and trainer.accumulation_steps.
     start_step = 0
     accumulation_steps = 1
 
-    # The names of the metrics that `reduce_aggregated_logs` reckons from all predictions of an evaluation.
+    # The names of the metrics that `reduce_aggregated_logs` computes from all predictions of an evaluation.
     aggregated_metrics = ()
 
     def build_inputs(self, params, input_context: Optional[tf.distribute.InputContext] = None):
@@ -239,7 +240,7 @@ class _Task:
     def create_optimizer(cls, optimizer_config, runtime_config=None, dp_config=None):
         """Returns Model Garden's optimizer, made to skip steps whose gradients are not finite.
 
-        That is what Keras's loss scaling does. Only float16 needs the scale itself; for the others it stays 1. For TPUs
+        Keras's loss scaling does that. Only float16 needs the scale itself; for other precisions it stays 1. For TPUs
         Keras has none, and `train_step` skips.
         """
         optimizer = super().create_optimizer(optimizer_config, runtime_config, dp_config)
@@ -247,7 +248,7 @@ class _Task:
             return optimizer
         if not isinstance(optimizer, LossScaleOptimizer):
             optimizer = LossScaleOptimizer(optimizer, initial_scale=1.0, dynamic_growth_steps=2**31 - 1)
-        # It would read every gradient to see whether it is finite. `train_step` has seen to that: one is as all are.
+        # It would check whether every gradient is finite. `train_step` makes all of them finite or none: one is enough.
         update = optimizer._loss_scale.update
         optimizer._loss_scale.update = lambda gradients: update(gradients[-1:])
         return optimizer
@@ -259,16 +260,16 @@ class _Task:
             restore_pretrained(items, self.task_config.init_checkpoint, model)
 
     def weight(self, inputs) -> tf.Tensor:
-        """Returns how much a batch counts in the mean loss of several, float32 []: its rows, if nothing else."""
+        """Returns the weight of a batch in the mean loss of several, float32 []: its rows, by default."""
         return tf.reduce_sum(row_weights(inputs))
 
     @without_autograph
     def train_step(self, inputs, model, optimizer, metrics=None):
         """Takes one step down the gradient of the mean loss over the global batch.
 
-        The step is the same however many replicas share that batch and, but for dropout, in however many parts each of
-        them takes its share (`accumulation_steps`, to save memory): losses are divided by the weight of the whole
-        batch, and gradients clipped after they are summed.
+        The step is the same however many replicas share that batch and, except for dropout, in however many parts each
+        of them processes its share (`accumulation_steps`, to save memory): losses are divided by the weight of the
+        whole batch, and gradients clipped after they are summed.
 
         Args:
           inputs: this replica's share, tensors [B, …]; accumulation_steps divides B.
@@ -288,7 +289,7 @@ class _Task:
                 loss = self.build_losses(part, outputs, aux_losses=model.losses)
                 loss *= tf.math.divide_no_nan(self.weight(part), total_weight)
                 scaled_loss = optimizer.get_scaled_loss(loss) if scales else loss
-            # The word embeddings' gradient is a list of rows with repeats, whose norm clipping would misread.
+            # The word embeddings' gradient is a list of rows with repeats, whose norm clipping would get wrong.
             gradients = [tf.convert_to_tensor(gradient) for gradient in tape.gradient(scaled_loss, variables)]
             self.process_metrics(metrics or [], part, outputs)
             return [loss, *gradients]
@@ -363,7 +364,7 @@ class PretrainTask(_Task, masked_lm.MaskedLMTask):
         return tf.reduce_sum(inputs["masked_lm_weights"])
 
     def build_metrics(self, training=None):
-        # Model Garden's, but for the loss: the trainer's own mean weighs batches by their predictions.
+        # Model Garden's, except for the loss: the trainer's own mean weights batches by their predictions.
         return [metric for metric in super().build_metrics(training) if metric.name != "lm_example_loss"]
 
     def build_losses(self, labels, model_outputs, metrics=None, aux_losses=None):
@@ -397,7 +398,7 @@ class ClassifyTask(_Task, sentence_prediction.SentencePredictionTask):
 
     def process_metrics(self, metrics, labels, model_outputs):
         for metric in metrics:
-            of_auc = metric.name == "auc"  # of the second label of two
+            of_auc = metric.name == "auc"  # of the second of two labels
             predictions = tf.nn.softmax(model_outputs)[:, 1] if of_auc else model_outputs
             metric.update_state(labels["label_ids"], predictions, sample_weight=row_weights(labels))
 
@@ -437,7 +438,7 @@ class ClassifyTask(_Task, sentence_prediction.SentencePredictionTask):
 
 @task_factory.register_task_cls(RegressConfig)
 class RegressTask(ClassifyTask):
-    """Regression with the head of classification, one number wide; the loss is the mean squared error."""
+    """Regression with the classification head, one number wide; the loss is the mean squared error."""
 
     def __init__(self, params, logging_dir=None, name=None):
         super().__init__(params, logging_dir, name=name)
@@ -448,7 +449,7 @@ class RegressTask(ClassifyTask):
         return tf.add_n([_mean_over_rows(errors, labels), *(aux_losses or [])])
 
     def build_metrics(self, training=None):
-        return []  # Model Garden's is the loss once more
+        return []  # Model Garden's only repeats the loss
 
     def reduce_aggregated_logs(self, aggregated_logs, global_step=None):
         predictions, numbers = (
@@ -522,7 +523,7 @@ class QuestionAnsweringTask(_Task, question_answering.QuestionAnsweringTask):
 
 @task_factory.register_task_cls(TagConfig)
 class TagTask(_Task, tagging.TaggingTask):
-    """Tagging with Model Garden's head; each word's tag is told from its first wordpiece.
+    """Tagging with Model Garden's head; each word's tag is predicted from its first wordpiece.
 
     Words are scored by accuracy. Where tags mark entities (B-X, I-X, O), these are scored by seqeval's F1, precision
     and recall, other tags by the mean of their F1.
@@ -538,7 +539,7 @@ class TagTask(_Task, tagging.TaggingTask):
         return tf.reduce_sum(tf.cast(self._tags(inputs) != NO_TAG, tf.float32))
 
     def _tags(self, inputs):
-        """Returns the labels, NO_TAG where a row only fills up its batch."""
+        """Returns the labels, with NO_TAG in padding rows."""
         return tf.where(row_weights(inputs)[:, tf.newaxis] > 0, inputs["label_ids"], NO_TAG)
 
     @without_autograph
@@ -571,7 +572,7 @@ class TagTask(_Task, tagging.TaggingTask):
         return {self.loss: loss, "predict_ids": outputs["predict_ids"], "label_ids": self._tags(inputs)}
 
     def aggregate_logs(self, state=None, step_outputs=None):
-        # Sentence by sentence, where Model Garden's takes the words of a batch as one and its entities may run on.
+        # Sentence by sentence; Model Garden's takes the words of a batch as one sentence, and entities may run on.
         state = state or {"predict_class": [], "label_class": []}
         names = np.array(self.task_config.class_names)
         predicted, labels = (

@@ -18,15 +18,15 @@ from shatter_tf.tasks import EncoderConfig, build_encoder
 class TextEncoder(tf_keras.layers.Layer):
     """A tokenizer and an encoder: strings [B] or [B, 1] to the mean of the last vectors over tokens, float32 [B, D].
 
-    `encoder` and `tokenizer` are its parts; where single tokens matter, use those. Saved with a model, in Keras's or
-    the SavedModel format, it brings its vocabulary along.
+    `encoder` and `tokenizer` are its parts; use those where single tokens matter. Saved with a model, in Keras's or
+    the SavedModel format, it includes its vocabulary.
 
     Args:
       encoder: settings of the encoder, `type` and that type's own, as a dict.
       vocabulary: wordpieces in the order of their ids.
       lower_case: whether the vocabulary is uncased.
-      seq_length: longest input in tokens; longer texts are cut. Batches are padded to their longest text; where
-        `seq_length` is beyond the encoder's `query_block_size`, to `seq_length`: blocks need a length known beforehand.
+      seq_length: longest input in tokens; longer texts are cut. Batches are padded to their longest text, or to
+        `seq_length` where that is beyond the encoder's `query_block_size`, because blocks need a static length.
 
     Raises:
       UserError: when `seq_length` is beyond what the encoder takes, or leaves no room for text.
@@ -61,7 +61,7 @@ class TextEncoder(tf_keras.layers.Layer):
         self._padded_length = seq_length if seq_length > getattr(own, "query_block_size", seq_length) else None
         with policy_scope(self.dtype_policy):
             self.encoder = build_encoder(config, use_pooler=False)
-            self.encoder(self.encoder.inputs)  # makes its weights, so that they can be restored at once
+            self.encoder(self.encoder.inputs)  # creates its weights, so that they can be restored at once
 
     @classmethod
     def from_model_dir(cls, model_dir: str, seq_length: Optional[int] = None, **kwargs) -> "TextEncoder":

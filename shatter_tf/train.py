@@ -7,9 +7,9 @@
 
 DATA_DIR is a corpus made by shatter_tf.prepare, or holds train and dev files: labelled texts to classify or regress
 (.tsv, .csv or .jsonl), tagged words, with a blank line after each sentence (.tsv or .jsonl), or questions with their
-contexts, as SQuAD has them (.json).
-The same command goes on from the newest checkpoint in MODEL_DIR; SIGTERM and Ctrl-C save one first (exit code 75: try
-again). Watch with `tensorboard --logdir=MODEL_DIR`.
+contexts, in SQuAD's format (.json).
+The same command resumes from the newest checkpoint in MODEL_DIR; on SIGTERM and Ctrl-C it saves one first (exit code
+75: try again). Watch with `tensorboard --logdir=MODEL_DIR`.
 """
 
 import argparse
@@ -75,12 +75,12 @@ def main(argv: list[str]) -> None:
             finished = session.train(evaluate=args.mode == "train_and_eval", stop=stop)
     except distribution.WorkerLost as error:
         say(f"another worker is gone; start all again, they go on from the last checkpoint ({error})")
-        os._exit(os.EX_TEMPFAIL)  # without a farewell to the others, which would wait for the one that is gone
+        os._exit(os.EX_TEMPFAIL)  # without an orderly shutdown, which would wait for the one that is gone
     except files.PASSING_ERRORS as error:
         say(f"stopped: {first_line(error)}; the same command goes on from the last checkpoint", sys.stderr)
         sys.exit(os.EX_TEMPFAIL)
     if not finished:
-        sys.exit(os.EX_TEMPFAIL)  # 75: what a scheduler should try again
+        sys.exit(os.EX_TEMPFAIL)  # 75: a scheduler should try again
 
 
 if __name__ == "__main__":

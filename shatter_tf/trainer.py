@@ -1,4 +1,4 @@
-"""The loop around Model Garden's Trainer: compile with XLA, train, evaluate, checkpoint, and say how it goes."""
+"""The loop around Model Garden's Trainer: compile with XLA, train, evaluate, checkpoint, and report progress."""
 
 import contextlib
 import math
@@ -25,19 +25,20 @@ from shatter_tf.preemption import StopRequest
 
 # A smaller share of the time spent waiting for data is not worth a user's attention.
 WORTH_SAYING = 0.05
-# Nothing is said, and no signal heeded, while a loop of steps runs on the device.
+# Nothing is printed, and no signal acted on, while a loop of steps runs on the device.
 MOST_LOOP_SECONDS = 10.0
 
 
 class Trainer(base_trainer.Trainer):
-    """Model Garden's Trainer with `runtime.enable_xla` obeyed on every device, in training and evaluation.
+    """Model Garden's Trainer with `runtime.enable_xla` honoured on every device, in training and evaluation.
 
-    Its mean losses weigh every batch by what is in it. It counts the steps of a loop that were skipped, not being
-    finite ("skipped" in the logs), and those in a row ("skipped_in_a_row"; from `max_skipped_steps` on it counts every
-    step, so that no loop's end comes too late to see them). It adds up how long the steps waited for their batches.
+    Its mean losses weight every batch by its contents. It counts the steps of a loop that were skipped because they
+    were not finite ("skipped" in the logs), and those in a row ("skipped_in_a_row"; from `max_skipped_steps` on it
+    counts every step, so that they are still seen at the end of the loop). It sums the time that steps waited for their
+    batches.
 
     Args:
-      input_seconds: where the seconds of waiting are added up, a float64 variable that is on the host alone.
+      input_seconds: where the seconds of waiting are summed, a float64 variable that is only on the host.
     """
 
     def __init__(self, *args, input_seconds: tf.Variable, **kwargs):
@@ -52,9 +53,9 @@ class Trainer(base_trainer.Trainer):
         on_one = isinstance(self.strategy, tf.distribute.OneDeviceStrategy)
         if not on_one or "CPU" not in self.strategy.extended.worker_devices[0]:
             return super().distribute_dataset(dataset_or_fn, *args, **kwargs)
-        # Autotuning sleeps for as long as it has run, a minute at most, and who drops an iterator, after an evaluation
-        # and at the end, often waits for it to wake, all of Python with them. What a strategy makes of a dataset cannot
-        # be told not to tune; on one CPU there is nothing to distribute.
+        # Autotuning sleeps for as long as it has run, a minute at most, and dropping an iterator, after an evaluation
+        # and at the end, often waits for it to wake, which blocks all of Python. A dataset that a strategy distributes
+        # cannot be told not to tune; on one CPU there is nothing to distribute.
         options = tf.data.Options()
         options.autotune.enabled = False
         return dataset_or_fn(*args, **kwargs).with_options(options)
@@ -64,13 +65,13 @@ class Trainer(base_trainer.Trainer):
         """Whether steps are compiled by XLA."""
         if isinstance(self.strategy, tf.distribute.TPUStrategy):
             return True
-        # Several replicas on CPUs must meet in the middle of a step, which a compiled one cannot.
+        # Several replicas on CPUs must synchronise in the middle of a step, which a compiled one cannot.
         replicas = not isinstance(self.strategy, tf.distribute.OneDeviceStrategy)
         cpu_replicas = replicas and not tf.config.list_physical_devices("GPU")
         return self.config.runtime.enable_xla and not cpu_replicas
 
     def _compile(self, step):
-        if not self.xla or isinstance(self.strategy, tf.distribute.TPUStrategy):  # which compiles all there is
+        if not self.xla or isinstance(self.strategy, tf.distribute.TPUStrategy):  # which compiles everything anyway
             return step
         return tf.function(step, jit_compile=True, autograph=False)
 
@@ -92,7 +93,7 @@ class Trainer(base_trainer.Trainer):
             inputs = self.next_train_inputs(iterator)
         with tf.control_dependencies(tf.nest.flatten(inputs, expand_composites=True)):
             waited = self._input_seconds.assign_add(tf.timestamp() - begin)
-        # Else a process with one thread may read the clock after the step.
+        # Otherwise a process with one thread may read the clock after the step.
         with tf.control_dependencies([waited]):
             self.strategy.run(step, args=(inputs,), options=self._runtime_options)
 
@@ -114,7 +115,7 @@ class Trainer(base_trainer.Trainer):
         return tf.nest.map_structure(self._results, logs)
 
     def _results(self, value):
-        """Returns the replicas' values; those of tensors as one, from all processes, so that all reckon the same."""
+        """Returns the replicas' values; tensors are gathered from all processes, so that all compute the same."""
         local = self.strategy.experimental_local_results(value)
         if local[0].shape.rank and isinstance(self.strategy, tf.distribute.MultiWorkerMirroredStrategy):
             return (self.strategy.gather(value, axis=0),)
@@ -182,7 +183,7 @@ class Session:
                 optimizer=task.create_optimizer(trainer.optimizer_config, runtime),
                 input_seconds=self.input_seconds,
             )
-            # Otherwise the first step makes these, and is traced twice for it; a checkpoint may lack them unnoticed.
+            # Otherwise the first step creates these, and is traced twice for it; a checkpoint may lack them unnoticed.
             self.trainer.optimizer._create_all_weights(self.trainer.model.trainable_variables)
             self._restore()
         # Every process has to take part in saving, but only the chief's files are kept.
@@ -196,7 +197,7 @@ class Session:
         self._saved: Optional[str] = None  # the newest checkpoint of this process
         self._writers = {}
         self.history = model_dirs.read_history(model_dir, last_step=self.step)
-        # Of training, without evaluations and checkpoints; what a killed run did after its last evaluation is lost.
+        # Of training, without evaluations and checkpoints; the time of a killed run after its last evaluation is lost.
         self.seconds = self.history[-1]["seconds"] if self.history else 0.0
 
     def _restore(self) -> None:
@@ -204,7 +205,7 @@ class Session:
             self.trainer.initialize()
             return
         try:
-            status = self.trainer.checkpoint.restore(self.checkpoint).expect_partial()  # nothing said at exit
+            status = self.trainer.checkpoint.restore(self.checkpoint).expect_partial()  # no warning at exit
             status.assert_existing_objects_matched()
         except (AssertionError, ValueError) as error:
             reason = first_line(error)
@@ -244,7 +245,7 @@ class Session:
         A checkpoint comes before every evaluation, so that nothing is lost by stopping one.
 
         Returns:
-          Whether it got there: not if `stop` asked for an end, which comes within seconds and with a checkpoint.
+          Whether it got there; False if `stop` asked for an end, which comes within seconds and with a checkpoint.
 
         Raises:
           UserError: when the loss stays not finite, or something cannot be read or written.
@@ -256,7 +257,7 @@ class Session:
 
     @contextlib.contextmanager
     def _failures_told(self):
-        """Within it, what fails is told in a line, or as WorkerLost."""
+        """Within it, failures are raised with one line that explains them, or as WorkerLost."""
         try:
             with with_others(self._others):
                 yield
@@ -289,10 +290,10 @@ class Session:
         if evaluate and self.step and due(trainer.validation_interval) and not self._evaluated():
             self._evaluate_in_training()
         first, seconds, start_step = True, 0.0, self.step
-        most_steps = 1  # the first step may have to be compiled, and how long others take is not known
+        most_steps = 1  # the first step may have to be compiled, and how long others take is not known yet
         checked_learning = self.step >= self._sanity_steps
         while self.step < total:
-            # The first step may be compiled for minutes, and is soon done again: it is not worth waiting for.
+            # The first step may take minutes to compile, and is soon repeated: it is not worth waiting for.
             if not first and not stop.unsaved.locked():
                 stop.unsaved.acquire()
             # Loops end where anything is due, and soon enough to be stopped.
@@ -324,7 +325,7 @@ class Session:
                     if stopping:
                         self.say(f"stopped at step {self.step}, as asked; the same command goes on from there")
                         stop.announced = True
-                        agree(self.trainer.strategy, True, 0.0)  # none leaves before the chief has written
+                        agree(self.trainer.strategy, True, 0.0)  # no process exits before the chief has written
                     stop.unsaved.release()
             if stopping:
                 return False
@@ -333,7 +334,7 @@ class Session:
         return True
 
     def _report(self, logs: dict, loop: int, elapsed: float, left: str) -> float:
-        """Says and records how the last `loop` steps went; returns their mean loss."""
+        """Prints and records how the last `loop` steps went; returns their mean loss."""
         trainer = self.params.trainer
         skipped, in_a_row = logs.pop("skipped"), logs.pop("skipped_in_a_row")
         if in_a_row >= trainer.max_skipped_steps:
@@ -357,7 +358,7 @@ class Session:
         return metrics["loss"]
 
     def _check_room(self) -> None:
-        """Raises UserError unless the disk, if it is one, has room for the checkpoints that will be kept."""
+        """Raises UserError unless the disk, if `model_dir` is on one, has room for the checkpoints to be kept."""
         if "://" in self.model_dir:
             return
         disk = os.path.abspath(self.model_dir)
@@ -390,11 +391,11 @@ class Session:
 
     @property
     def _last_good(self) -> str:
-        # Before the first save the manager may still count on one that is damaged.
+        # Before the first save, the manager's newest may be one that is damaged.
         return self._saved or self.checkpoint or "none"
 
     def _save(self, manager: Optional[tf.train.CheckpointManager] = None) -> None:
-        # Steps are finite, or skipped, but finite steps can add up to a weight that is not.
+        # Steps that are not finite are skipped, but finite steps can add up to a weight that is not.
         for variable in self.trainer.model.trainable_variables:
             if not bool(tf.reduce_all(tf.math.is_finite(variable))):
                 raise UserError(
@@ -407,9 +408,9 @@ class Session:
             self._saved = saved
 
     def _not_finite(self, first: int) -> UserError:
-        """Writes down the first batch that was skipped, and returns what to say of it.
+        """Saves the first batch that was skipped, and returns the error that reports it.
 
-        Steps are counted from 0 here and by the loader, and from 1 in what is said.
+        Steps are counted from 0 here and by the loader, and from 1 in messages.
         """
         data, task = self.params.task.train_data, self.trainer.task
         task.start_step = first
@@ -431,7 +432,7 @@ class Session:
         return getattr(self.params.task, "sanity_steps", 0) or math.inf
 
     def _warn_unless_learning(self, loss: float) -> None:
-        """Says so when the masked-LM loss is still what the frequencies of wordpieces alone give."""
+        """Warns when the masked-LM loss is still what the frequencies of wordpieces alone give."""
         entropy = Corpus.read(self.params.task.train_data.input_path).unigram_entropy
         if loss > entropy - 0.1 and self.chief:
             say(

@@ -1,4 +1,4 @@
-"""One whole training step (forward, backward, optimizer) outside of the training loop: to be timed, or looked at."""
+"""One whole training step (forward, backward, optimizer) outside the training loop: to be timed or inspected."""
 
 import functools
 import math
@@ -16,7 +16,7 @@ from shatter_tf.precision import set_precision
 
 
 def synthetic_batch(params: cfg.ExperimentConfig) -> dict[str, tf.Tensor]:
-    """Returns a batch of pretraining's shapes without a corpus: random wordpieces, one document to a row.
+    """Returns a batch of pretraining's shapes without a corpus: random wordpieces, one document per row.
 
     A step takes the same time whatever the numbers are.
     """
@@ -40,7 +40,7 @@ def synthetic_batch(params: cfg.ExperimentConfig) -> dict[str, tf.Tensor]:
 class TrainingStep:
     """The step that training runs, compiled by XLA if `runtime.enable_xla` says so, on one batch over and over.
 
-    Calling it takes a step, waits for it and returns the loss. The loader takes no part.
+    Calling it takes a step, waits for it and returns the loss. The loader is not involved.
 
     Args:
       params: every setting resolved.
@@ -72,9 +72,9 @@ class TrainingStep:
         return count_parameters(self.model.trainable_variables)
 
     def free(self) -> None:
-        """Gives back the memory of weights and moments; it cannot be called again.
+        """Frees the memory of weights and moments; the step cannot be called afterwards.
 
-        That it goes out of scope is not enough: TensorFlow keeps graphs of custom gradients, and they their weights.
+        Going out of scope is not enough: TensorFlow keeps the graphs of custom gradients, and these keep their weights.
         """
         for variable in (*self.model.variables, *self._optimizer.variables()):
             tf.raw_ops.AssignVariableOp(resource=variable.handle, value=tf.zeros([0], variable.dtype))
@@ -88,11 +88,11 @@ class TrainingStep:
 def matmul_flops(hlo: hlo_pb2.HloModuleProto) -> int:
     """Returns the floating-point operations of the matrix products in a module, 2 M N K each.
 
-    That is what a matrix unit's peak is compared with. The body of a loop counts once for each round. What the compiler
+    That is what a matrix unit's peak is compared with. The body of a loop counts once per iteration. What the compiler
     recomputes is not counted twice.
 
     Raises:
-      ValueError: for a loop whose rounds cannot be told beforehand.
+      ValueError: for a loop whose number of iterations is not known beforehand.
     """
     computations = {computation.id: computation for computation in hlo.computations}
 
@@ -113,10 +113,10 @@ def matmul_flops(hlo: hlo_pb2.HloModuleProto) -> int:
 
 
 def _rounds(loop: hlo_pb2.HloInstructionProto, instructions: dict, computations: dict) -> int:
-    """Returns how often a loop, one of `instructions`, goes round.
+    """Returns the number of iterations of a loop, one of `instructions`.
 
-    Its condition is `counter < limit`, of one counter or more. A limit is a constant or, for the backward pass of a
-    loop, what the forward loop had counted.
+    Its condition is `counter < limit`, for one counter or more. A limit is a constant or, for the backward pass of a
+    loop, what the forward loop has counted.
     """
     limits, todo = [], [loop.called_computation_ids[1]]  # the second is the condition
     while todo:
@@ -157,8 +157,8 @@ def _used(computation: hlo_pb2.HloComputationProto) -> list[hlo_pb2.HloInstructi
 
 
 def measure(steps: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Returns the seconds of every step, `rounds` for each; in every round each takes one, so that all share the
-    machine's moods. The first call of each, which may compile it, is left out."""
+    """Returns the seconds of every step, `rounds` for each; steps take turns, so that variations in the machine's
+    speed affect all alike. The first call of each, which may compile it, is left out."""
     for step in steps.values():
         step()
     seconds = {name: [] for name in steps}
@@ -172,8 +172,8 @@ def measure(steps: dict[str, Callable[[], float]], rounds: int) -> dict[str, lis
 
 @functools.cache
 def best_matmul_rate(dtype: str) -> float:
-    """Returns the most floating-point operations a second that this machine does in a matrix product of its own."""
-    size = 16384 if tf.config.list_physical_devices("GPU") else 2048  # a GPU does a small one faster than it is told to
+    """Returns the most floating-point operations a second that this machine reaches in a single matrix product."""
+    size = 16384 if tf.config.list_physical_devices("GPU") else 2048  # a small one is launch-bound on a GPU
     product = tf.function(lambda a: tf.reduce_sum(tf.matmul(a, a)), jit_compile=True)
     a = tf.cast(tf.random.stateless_uniform([size, size], [0, 0]), dtype)
     seconds = min(measure({"matmul": lambda: float(product(a))}, 5)["matmul"])

@@ -10,7 +10,7 @@
   curves.png      the loss and the main metric against steps
   confusion.png   which label of the validation data is taken for which (of shatter/classify)
 
-with the weights whose evaluation was best, or else the newest. What a run cannot show is said, and left out.
+with the weights whose evaluation was best, or else the newest. What a run cannot show is reported and left out.
 """
 
 import argparse
@@ -24,7 +24,7 @@ _MOST_TOKENS = 24
 
 
 class LeftOut(Exception):
-    """A picture that this run has not got what it takes for; the text says why."""
+    """A picture that this run cannot provide; the text says why."""
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
@@ -39,7 +39,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     text.add_argument(
         "text",
         nargs="?",
-        default=argparse.SUPPRESS,  # or it would undo --text
+        default=argparse.SUPPRESS,  # or it would override --text
         metavar="TEXT",
         help="whose attention is shown; of pairs, two with a tab between [the first validation text's start]",
     )
@@ -74,7 +74,7 @@ def main(argv: list[str]) -> None:
 
 
 def _write(flag: str, path: str, picture: bytes) -> None:
-    """Writes a picture where `flag` wants it, and says so; raises UserError."""
+    """Writes a picture to the path that `flag` asks for, and says so; raises UserError."""
     import tensorflow as tf
 
     from shatter_tf.files import write_whole
@@ -97,7 +97,7 @@ class Shown:
       layer: the one whose attention is shown, from 1 on; None takes all.
 
     Raises:
-      UserError: for a text or a layer that the encoder cannot take or has not got.
+      UserError: for a text that the encoder cannot take, or a layer that it does not have.
     """
 
     def __init__(self, finished, model_dir: str, text: str | None, layer: int | None):
@@ -176,8 +176,8 @@ class Shown:
         if self.config is None:
             raise LeftOut("the encoder is BERT, which has no parts")
         reach = self.task.train_data.seq_length - 1
-        # Whole tokens, without the one that reads, and between them enough to draw smooth curves where they are a few
-        # pixels apart.
+        # Whole tokens, without the one that reads, and enough points between them to draw smooth curves where they are
+        # a few pixels apart.
         right = np.concatenate([np.arange(1, reach + 1), np.arange(1, 20, 0.02), np.geomspace(1, reach, 500)])
         right = np.unique(right[right <= reach])
         r = np.concatenate([-right[::-1], right])
@@ -211,9 +211,9 @@ class Shown:
         trained = self.model.checkpoint_items["encoder"]
         inputs = self.inputs or self._validation_text()
         encoder = ShatterEncoder(self.config.replace(return_attention_scores=True, output_range=None))
-        encoder(inputs)  # makes its variables
+        encoder(inputs)  # creates its variables
         if encoder.pooler is not None:
-            encoder.pooler.trainable = trained.pooler.trainable  # Keras's order of weights goes by it
+            encoder.pooler.trainable = trained.pooler.trainable  # Keras's order of weights depends on it
         encoder.set_weights(trained.get_weights())
         scores = encoder(inputs)["attention_scores"]
         ids = inputs["input_word_ids"][0].numpy()
@@ -250,7 +250,7 @@ class Shown:
 
         if self.run.experiment != "shatter/classify":
             raise LeftOut(f"a run of {self.run.experiment}, not of shatter/classify")
-        # The vocabulary's own place may be gone; the run keeps it.
+        # The original vocabulary file may be gone; the run keeps a copy.
         data = self.task.validation_data.replace(vocab_file=os.path.join(self.model_dir, VOCABULARY_FILE))
         try:
             batches = task_factory.get_task(self.task).build_inputs(data)
@@ -266,7 +266,7 @@ class Shown:
 
 
 def _read_scalars(directory: str, names) -> dict[str, list[tuple[int, float]]]:
-    """Returns (step, value) pairs in order, by name, from TensorBoard's files; of a step done twice, the last."""
+    """Returns (step, value) pairs in order, by name, from TensorBoard's files; for a step done twice, the last."""
     import tensorflow as tf
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -1,5 +1,5 @@
-"""How much memory a compiled step needs, from XLA's own assignment of buffers: the same from run to run, and before any
-step is taken."""
+"""How much memory a compiled step needs, from XLA's own buffer assignment: the same from run to run, and known before
+any step is taken."""
 
 import glob
 import os
@@ -21,7 +21,7 @@ def newest_buffers(directory: str) -> dict[str, int]:
 
 
 def parse_buffers(text: str) -> dict[str, int]:
-    """Returns what `newest_buffers` does of an assignment's text.
+    """Returns what `newest_buffers` does, from the text of an assignment.
 
     Example:
     >>> parse_buffers('''

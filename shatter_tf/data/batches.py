@@ -11,8 +11,9 @@ from official.core import config_definitions as cfg
 def order_of_rows(number: int, params: cfg.DataConfig, start_step: int) -> tf.data.Dataset:
     """Returns the numbers, int64, of the rows of every batch from step `start_step` on.
 
-    Row g of training, counting from 0 over all epochs, is place g % number of epoch g // number's permutation, which is
-    keyed by (`params.seed`, epoch). Evaluation sees every row once, in order; its last batch is filled up with -1.
+    Row g of training, counting from 0 over all epochs, is at place g % number in the permutation of epoch g // number,
+    which is keyed by (`params.seed`, epoch). Evaluation sees every row once, in order; its last batch is padded
+    with -1.
 
     Args:
       number: of all rows.
@@ -37,7 +38,7 @@ def share_of_batches(
 ) -> tuple[tf.data.Dataset, int]:
     """Returns the rows of each global batch that one input pipeline reads, and the size of a replica's batch.
 
-    Replica r of n takes the r-th of n equal, contiguous shares: what it sees, and what dropout hides of it, does not
+    Replica r of n takes the r-th of n equal, contiguous shares: what it sees, and what dropout drops of it, does not
     depend on how replicas are spread over machines.
 
     Args:
@@ -69,11 +70,11 @@ def batches_of_rows(
 ) -> tf.data.Dataset:
     """Returns this input pipeline's batches from step `start_step` on, all of one static size.
 
-    In evaluation they also have `row_weights`, float32 [B]: 1 for a row, and 0 for what only fills up the last batch.
+    In evaluation they also have `row_weights`, float32 [B]: 1 for a row, and 0 for padding of the last batch.
 
     Args:
       number: of all rows.
-      encode: makes a batch, tensors [B] or [B, L], of the numbers of its rows, int64 [B].
+      encode: makes a batch, tensors [B] or [B, L], from the numbers of its rows, int64 [B].
       params: of the data: `is_training`, `global_batch_size`, `seq_length` L, `seed`.
       input_context: as for `share_of_batches`.
       start_step: as for `order_of_rows`.
@@ -93,5 +94,5 @@ def batches_of_rows(
 
 
 def endless(dataset: tf.data.Dataset) -> tf.data.Dataset:
-    """Returns a dataset that has no end, made to say so: several machines would agree on it before every step."""
+    """Returns an endless dataset, marked as such: otherwise several machines would agree on that before every step."""
     return dataset.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))

@@ -14,7 +14,7 @@ import tensorflow as tf
 from shatter_tf.command_line import UserError
 from shatter_tf.data.shards import Job, Written, encode_documents
 
-logging.disable(logging.WARNING)  # it warns of every cloud that it has no client for
+logging.disable(logging.WARNING)  # it warns about every cloud that it has no client for
 try:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -30,7 +30,7 @@ _STATISTICS_FILE = "statistics.json"
 
 
 class _Encode(beam.DoFn):
-    """Batches of (file number, document number, document) to ((split, shard), (file, document, record, tokens)).
+    """Maps batches of (file number, document number, document) to ((split, shard), (file, document, record, tokens)).
 
     Each wordpiece's count goes to the output "counts", file numbers to "files".
     """
@@ -51,7 +51,7 @@ class _Encode(beam.DoFn):
 
 
 class _WriteShard(beam.DoFn):
-    """All records of one shard to its file, in the order of the files and of the documents in them."""
+    """Writes all records of one shard to its file, in the order of the input files and of the documents in them."""
 
     def __init__(self, job: Job):
         self._job = job
@@ -88,7 +88,7 @@ def write(job: Job, options: str) -> Written:
         with tf.io.gfile.GFile(os.path.join(job.directory, _STATISTICS_FILE), "w") as f:
             json.dump(elements, f)
 
-    if not options:  # it runs here, and what it would log at a failure is said in one line
+    if not options:  # it runs here, and a failure is reported in one line instead of its logs
         logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
     print(f"Beam: {len(job.paths)} files to at most {sum(job.num_shards.values())} shards", flush=True)
     try:

@@ -2,8 +2,8 @@
 
 Rows are text<TAB>label or text_a<TAB>text_b<TAB>label (in CSV the same columns; in JSONL the keys text, or text_a and
 text_b, and label). A first row of TSV or CSV whose last column is "label" is a header. Row g of training, counting from
-0 over all epochs, is place g % N of epoch g // N's permutation, which is keyed by (seed, epoch): what a step sees is a
-pure function of (data, seed, step).
+0 over all epochs, is at place g % N in the permutation of epoch g // N, which is keyed by (seed, epoch): what a step
+sees is a pure function of (data, seed, step).
 """
 
 import csv
@@ -33,7 +33,7 @@ class LabelledDataConfig(cfg.DataConfig):
 
     Attributes:
       input_path: a .tsv, .csv or .jsonl file; or empty, with `tfds_name` (and `tfds_split`, `tfds_data_dir`) set.
-      is_training: rows shuffled, for ever; or in order, once.
+      is_training: rows shuffled, endlessly; or in order, once.
       seq_length: longest input in tokens; longer texts are cut.
       vocab_file: the vocabulary the encoder was pretrained with.
       lower_case: whether that vocabulary is uncased.
@@ -55,7 +55,7 @@ class LabelledDataConfig(cfg.DataConfig):
 
 @dataclasses.dataclass
 class Row:
-    """One labelled text; `where` says where it stands, for messages."""
+    """One labelled text; `where` is its location, for messages."""
 
     texts: tuple[str, ...]
     label: str
@@ -78,7 +78,7 @@ def read_rows(path: str) -> list[Row]:
 
     Raises:
       UserError: with file and line, for a row with another number of columns than the first, an empty text or a missing
-        label, or values in JSON that are neither; and for a file that is missing, empty or not UTF-8.
+        label, or JSON values of other types; and for a file that is missing, empty or not UTF-8.
     """
     if not tf.io.gfile.exists(path):
         raise UserError(f"{path}: no such file")
@@ -114,7 +114,7 @@ def _read_tsv(path: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def _read_csv(path: str) -> Iterator[tuple[int, list[str]]]:
-    csv.field_size_limit(2**31 - 1)  # its own is 131,072 characters
+    csv.field_size_limit(2**31 - 1)  # its default is 131,072 characters
     reader = csv.reader((line + "\n" for line in read_lines(path)), strict=True)
     try:
         for fields in reader:
@@ -229,8 +229,8 @@ class LabelledDataLoader:
     def load(self, input_context: Optional[tf.distribute.InputContext] = None, start_step: int = 0) -> tf.data.Dataset:
         """Returns batches from step `start_step` on, of this input pipeline's share of the global batch.
 
-        Each is the encoder's inputs, int32 [B, L], and `label_ids`, int32 [B], or float32 [B] where labels are numbers;
-        in evaluation with `row_weights`, see `batches_of_rows`.
+        Each has the encoder's inputs, int32 [B, L], and `label_ids`, int32 [B], or float32 [B] where labels are
+        numbers; in evaluation also `row_weights`, see `batches_of_rows`.
         """
         texts = [tf.constant(column) for column in self.texts]
         labels, length = tf.constant(self.label_ids), self.params.seq_length

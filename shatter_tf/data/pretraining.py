@@ -1,6 +1,6 @@
 """The pretraining loader: what a step sees is a pure function of (corpus, seed, step).
 
-Documents of a shard are laid end to end and cut into rows of L tokens: no padding but in a shard's last row, and the
+Documents of a shard are laid end to end and cut into rows of L tokens: only a shard's last row has padding, and the
 number of rows follows from corpus.json alone. Row g of training, counting from 0 over all epochs, is
 
     epoch e = g // N,   place o = g % N          N rows in the corpus
@@ -35,14 +35,14 @@ class PretrainDataConfig(cfg.DataConfig):
 
     Attributes:
       input_path: directory written by `python -m shatter_tf.prepare`.
-      is_training: training rows, shuffled, for ever; or validation rows, in order, once.
+      is_training: training rows, shuffled, endlessly; or validation rows, in order, once.
       seq_length: tokens in a row; 0 takes the corpus's own.
       mask_rate: share of a row's tokens to predict.
       max_predictions_per_seq: places for predictions in a row; 0 takes mask_rate * seq_length, rounded up.
       seed: of order and masking; training's is that of the initial weights, too.
       use_next_sentence_label: read by Model Garden's task; there is no such label here.
-      enable_tf_data_service, tf_data_service_address: whether, and by which, training batches are made elsewhere; see
-        `service.made_by_workers`.
+      enable_tf_data_service, tf_data_service_address: whether a tf.data service makes the training batches, and its
+        address; see `service.made_by_workers`.
     """
 
     seq_length: int = 0
@@ -85,7 +85,7 @@ def cut_into_rows(tokens: tf.RaggedTensor, seq_length: int, pad_id: int) -> tupl
     ([[2, 7, 3, 2], [8, 9, 3, 0]], [[1, 1, 1, 2], [1, 1, 1, 0]])
     """
     ids = tf.cast(tokens.flat_values, tf.int32)
-    # Not tokens.value_rowids(): its memory is that of every document at the longest one's length.
+    # Not tokens.value_rowids(): it takes the memory of all documents padded to the longest one's length.
     document = tf.searchsorted(tokens.row_splits[1:], tf.range(tf.size(ids, tf.int64)), side="right")
     padding = (-tf.size(ids)) % seq_length
     ids = tf.reshape(tf.pad(ids, [[0, padding]], constant_values=pad_id), [-1, seq_length])
@@ -106,7 +106,7 @@ def mask_row(
 ) -> dict[str, tf.Tensor]:
     """Chooses the tokens of a row to predict, and hides them: 80 % [MASK], 10 % a random wordpiece, 10 % unchanged.
 
-    Special tokens and padding are never chosen and never put in. The number chosen is `mask_rate` of the row's ordinary
+    Special tokens and padding are never chosen or inserted. The number chosen is `mask_rate` of the row's ordinary
     tokens, at least one if there is any and at most `max_predictions`; places left over have weight 0.
 
     Args:
@@ -201,7 +201,7 @@ class PretrainDataLoader:
     def load(self, input_context: Optional[tf.distribute.InputContext] = None, start_step: int = 0) -> tf.data.Dataset:
         """Returns batches from step `start_step` on, of this input pipeline's share of the global batch.
 
-        In evaluation the last batch is filled with empty rows of weight 0, so that every shape is static.
+        In evaluation the last batch is padded with empty rows of weight 0, so that every shape is static.
         """
         params = self.params
         first_row = start_step * params.global_batch_size

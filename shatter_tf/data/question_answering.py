@@ -1,8 +1,8 @@
 """Questions with contexts from files in SQuAD's format, versions 1.1 and 2.0, as batches of windows.
 
-A context that does not fit beside its question is read through windows, as BERT does it: [CLS] question [SEP] window
+A context that does not fit beside its question is read in windows, as BERT does it: [CLS] question [SEP] window
 [SEP]. Windows come in the order of `batches.order_of_rows`: what a step sees is a pure function of (data, seed, step).
-Tokens, spans and windows are computed at the start; batches are laid out when it is their turn.
+Tokens, spans and windows are computed at the start; batches are laid out when they are due.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from shatter_tf.data.labelled import open_tfds
 from shatter_tf.data.text import whole_characters
 from shatter_tf.data.tokenizer import Tokenizer, read_vocabulary
 
-# One answer in so many may be misplaced. Public files have a few; more of them are offsets counted in another way.
+# One answer in so many may be misplaced. Public files have a few; more mean that offsets are counted in another way.
 _MOST_MISPLACED = 100
 _BATCH = 1024  # strings that are tokenised at a time
 _FORMAT = '{"data": [{"paragraphs": [{"context": "…", "qas": [{"id": "…", "question": "…", "answers": […]}]}]}]}'
@@ -37,7 +37,7 @@ class QuestionAnsweringDataConfig(cfg.DataConfig):
     Attributes:
       input_path: a file in SQuAD's format, version 1.1 or 2.0; or empty, with `tfds_name` (and `tfds_split`,
         `tfds_data_dir`) set: squad/v1.1, squad/v2.0, or what has their features.
-      is_training: windows shuffled, for ever; or in order, once.
+      is_training: windows shuffled, endlessly; or in order, once.
       seq_length: tokens of [CLS] question [SEP] window [SEP]; shorter ones are padded.
       doc_stride: tokens from the beginning of one window to that of the next; at most a window's length counts.
       max_query_length: longest question in tokens; longer ones are cut.
@@ -68,7 +68,7 @@ class Question:
       text: of the question.
       context: number of its context.
       answers: texts, any of which is right; empty when the context does not answer it.
-      span: characters of the context, [begin, end), that are the first answer; None when there is none, or when no
+      span: characters of the context, [begin, end), of the first answer; None when there is none, or when no
         answer's text stands at its answer_start.
     """
 
@@ -103,7 +103,7 @@ def _get(item, key: str, kind: type, where: str):
 def read_squad(path: str) -> Squad:
     """Returns what a file in SQuAD's format holds, version 1.1 or 2.0.
 
-    An answer whose text does not stand at its answer_start (in characters) has no span; where that is more than 1
+    An answer whose text does not stand at its answer_start (in characters) has no span; if that is more than 1
     answer in 100, the file is refused.
 
     Raises:
@@ -170,7 +170,7 @@ def _squad(content, path: str) -> Squad:
 
 
 def _paragraphs(content, path: str) -> Iterator[tuple[str, list, str]]:
-    """Yields each paragraph's context, what is asked of it, and where it stands."""
+    """Yields each paragraph's context, its questions, and its location."""
     for i, article in enumerate(_get(content, "data", list, path)):
         for j, paragraph in enumerate(_get(article, "paragraphs", list, f"{path}: data[{i}]")):
             where = f"{path}: data[{i}].paragraphs[{j}]"
@@ -195,11 +195,11 @@ def _answers(qa: dict, context: str, where: str) -> tuple[tuple[str, ...], list[
 def windows(
     question_lengths: tf.Tensor, context_lengths: tf.Tensor, seq_length: int, doc_stride: int, max_query_length: int
 ) -> dict[str, tf.Tensor]:
-    """Returns the windows through which each question's context is read.
+    """Returns the windows in which each question's context is read.
 
-    A token may be in several windows, but a window's `own` tokens are those it shows more of the surroundings of than
-    any other does: of the tokens that two windows share, the first half belongs to the first one. That is BERT's rule,
-    but for its bonus of a hundredth for a token of length.
+    A token may be in several windows, but a window's `own` tokens are those that it shows with more context than any
+    other does: of the tokens that two windows share, the first half belongs to the first one. That is BERT's rule,
+    without its bonus of a hundredth per token of the window's length.
 
     Args:
       question_lengths, context_lengths: tokens, int [questions].
@@ -207,8 +207,8 @@ def windows(
 
     Returns:
       For each window, questions in order, int64 [windows]: `question`; `first`, the context's token with which it
-      begins; `length`, in tokens; `own_begin` and `own_end`, of the context's tokens; `offset`, the place of `first` in
-      the sequence.
+      begins; `length`, in tokens; `own_begin` and `own_end`, the context's tokens that are its own; `offset`, the place
+      of `first` in the sequence.
 
     Example:
     >>> found = windows([2], [10], seq_length=11, doc_stride=3, max_query_length=5)  # room for 6 tokens
@@ -249,8 +249,8 @@ def lay_out(
 
     Args:
       tokenizer: for its special tokens.
-      question_ids, context_ids: of all questions and contexts, int32, each in one row that is not empty.
-      question_begin, window_begin: where in these the windows' questions and their own tokens begin, int64 [B].
+      question_ids, context_ids: of all questions and contexts, int32, each concatenated into one row that is not empty.
+      question_begin, window_begin: where in these each window's question and context tokens begin, int64 [B].
       window: from `windows`, int64 [B].
       seq_length: of the result.
 
@@ -297,7 +297,7 @@ def best_spans(
       start_logits, end_logits: float [windows, L].
       may_start, may_end: where an answer may start and end, bool [windows, L].
       max_answer_length: longest answer in tokens.
-      n_best_size: so many starts and ends, those with the highest logits, are looked at.
+      n_best_size: so many starts and ends, those with the highest logits, are considered.
 
     Returns:
       `start` and `end`, the span's first and last place, int32 [windows]; its `score`, float32 [windows], and the
@@ -333,7 +333,7 @@ def best_spans(
 
 
 def answer_scores(questions: list[Question], answers: dict[str, str], version_2_with_negative: bool) -> dict:
-    """Returns exact match and F1, from 0 to 1, of answers by question id, as SQuAD's own evaluation reckons them.
+    """Returns exact match and F1, from 0 to 1, of answers by question id, as SQuAD's own evaluation computes them.
 
     Questions without an answer in `answers` do not count.
     """
@@ -391,7 +391,7 @@ class QuestionAnsweringDataLoader:
         self._places = self._answer_places()
 
     def _answer_places(self) -> np.ndarray:
-        """Returns the first and the last place of the answer in each window, int32 [windows, 2]; 0 where it is not."""
+        """Returns the first and the last place of the answer in each window, int32 [windows, 2]; 0 if there is none."""
         tokens = np.array([self._answer_tokens(number) for number in range(len(self.questions))])
         first, length, offset = (self.windows[name][:, np.newaxis] for name in ("first", "length", "offset"))
         tokens = tokens[self.windows["question"]]
@@ -399,7 +399,7 @@ class QuestionAnsweringDataLoader:
         return np.where(inside, tokens - first + offset, 0).astype(np.int32)
 
     def _answer_tokens(self, number: int) -> tuple[int, int]:
-        """Returns the first and the last token of the context that a question's answer has a part in, or (-1, -1)."""
+        """Returns the first and the last token of the context that a question's answer overlaps, or (-1, -1)."""
         question = self.questions[number]
         if question.span is None:
             return -1, -1
@@ -413,9 +413,9 @@ class QuestionAnsweringDataLoader:
     def load(self, input_context: Optional[tf.distribute.InputContext] = None, start_step: int = 0) -> tf.data.Dataset:
         """Returns batches from step `start_step` on, of this input pipeline's share of the global batch.
 
-        Each is the encoder's inputs, int32 [B, L]; `start_positions` and `end_positions`, int32 [B], 0 where the window
-        does not hold the answer; and in evaluation `window`, int64 [B], `may_start` and `may_end`, bool [B, L], for
-        `best_spans`, and `row_weights`, see `batches_of_rows`.
+        Each has the encoder's inputs, int32 [B, L]; `start_positions` and `end_positions`, int32 [B], 0 where the
+        window does not hold the answer; and in evaluation `window`, int64 [B], `may_start` and `may_end`, bool [B, L],
+        for `best_spans`, and `row_weights`, see `batches_of_rows`.
         """
         params = self.params
         # Tensors made once: a function would copy arrays into itself.
@@ -440,7 +440,7 @@ class QuestionAnsweringDataLoader:
         return batches_of_rows(len(self._places), encode, params, input_context, start_step)
 
     def text(self, window: int, start: int, end: int) -> str:
-        """Returns what stands in the context from place `start` to place `end` of a window."""
+        """Returns the text of the context from place `start` to place `end` of a window."""
         first = self._window_begin[window] - self.windows["offset"][window]
         context = self._contexts[self.questions[self.windows["question"][window]].context]
         return context[self._begins[first + start] : self._ends[first + end]].decode()
@@ -452,8 +452,8 @@ class QuestionAnsweringDataLoader:
 
         Args:
           spans: from `best_spans`, for the windows that `window` names, in any order.
-          null_score_diff_threshold: the answer is empty where the lowest null score of the windows is more than that
-            above the best score. None always answers.
+          null_score_diff_threshold: the answer is empty where the lowest null score of the windows exceeds the best
+            score by more than this. None always answers.
         """
         order = np.argsort(spans["window"], kind="stable")
         question = self.windows["question"][spans["window"][order]]

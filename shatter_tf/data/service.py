@@ -1,7 +1,7 @@
 """Batches made by other machines: tf.data service, with the order kept.
 
 A service hands batches out as its workers finish them. Here every worker makes its share of them, in turn, and they are
-put back in their order, so that what a step sees stays a function of (seed, step).
+put back in order, so that what a step sees stays a function of (seed, step).
 """
 
 import queue
@@ -13,22 +13,22 @@ from urllib.parse import urlsplit
 
 import tensorflow as tf
 
-_PATIENCE = 600.0  # seconds: a client of the service would wait for a lost worker for ever
+_PATIENCE = 600.0  # seconds: a client of the service would wait for a lost worker forever
 
 
 def made_by_workers(inputs: tf.data.Dataset, make_batch: Callable, address: str) -> tf.data.Dataset:
-    """Returns `inputs.map(make_batch)`, worked out by the workers of a tf.data service.
+    """Returns `inputs.map(make_batch)`, computed by the workers of a tf.data service.
 
     Every worker reads all of `inputs`, which should be cheap, and makes the batches of its own share.
 
     Args:
       inputs: an endless dataset, whose files the workers find under the same paths.
       make_batch: a function of an element, in TensorFlow's operations.
-      address: of the service's dispatcher, such as grpc://host:5050, which was told its workers' addresses when it was
+      address: of the service's dispatcher, such as grpc://host:5050, which was given its workers' addresses when it was
         started; no more can join.
 
     Raises:
-      tf.errors.UnknownError: while it is read, when a worker was started again, or gives nothing for ten minutes.
+      tf.errors.UnknownError: while it is read, when a worker was restarted, or gives nothing for ten minutes.
     """
     share = tf.data.experimental.SHARD_HINT  # the service puts each worker's number here
     service = tf.data.experimental.service
@@ -40,7 +40,7 @@ def made_by_workers(inputs: tf.data.Dataset, make_batch: Callable, address: str)
     )
 
     def in_order() -> Iterator:
-        # A job of its own, because one that exists already would go on where it is; its workers take turns.
+        # A job of its own, because an existing one would continue where it is; its workers take turns.
         job = dict(job_name=uuid.uuid4().hex, consumer_index=0, num_consumers=1)
         batches = iter(numbered.apply(service.distribute(service.ShardingPolicy.HINT, address, **job)))
         early, due = {}, 0

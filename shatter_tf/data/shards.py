@@ -25,7 +25,7 @@ CORPUS_FILE, VOCABULARY_FILE = "corpus.json", "vocab.txt"
 
 @dataclasses.dataclass
 class Shard:
-    """One TFRecord file: its name, documents, tokens (special tokens included) and size in bytes, 0 if not known."""
+    """One TFRecord file: its name, documents, tokens (special tokens included) and size in bytes, 0 if unknown."""
 
     file: str
     documents: int = 0
@@ -85,12 +85,12 @@ class Corpus:
                 size = tf.io.gfile.stat(shard_path).length
             except tf.errors.OpError as error:
                 raise UserError(f"{shard_path}: no such file, but {path} names it") from error
-            if shard.bytes and size != shard.bytes:  # else its rows, and all after them, would be others than before
+            if shard.bytes and size != shard.bytes:  # else its rows, and all after them, would have changed
                 raise UserError(
                     f"{shard_path}: {size:,} bytes, and {path} says {shard.bytes:,}; copy it again, or prepare it anew"
                 )
 
-        # An object store takes its time for each, and there may be thousands.
+        # An object store is slow for each, and there may be thousands.
         with concurrent.futures.ThreadPoolExecutor() as pool:
             list(pool.map(check, corpus.train + corpus.validation))
         vocabulary_path = os.path.join(directory, VOCABULARY_FILE)
@@ -100,7 +100,7 @@ class Corpus:
 
 
 def _check_types(item) -> None:
-    """Raises TypeError or ValueError unless the plain fields of a dataclass are what they are declared to be."""
+    """Raises TypeError or ValueError unless the plain fields of a dataclass match their declarations."""
     for name, kind in typing.get_type_hints(type(item)).items():
         value = getattr(item, name)
         kinds = (int, float) if kind is float else (kind,)
@@ -126,7 +126,7 @@ def place(document: str, validation_fraction: float, num_shards: dict[str, int])
 
 @dataclasses.dataclass
 class Job:
-    """How texts become shards: all that a process, on this machine or another, must know for its share of the work.
+    """How texts become shards: all that a process, on this machine or another, needs for its share of the work.
 
     Args:
       paths: the files, in order.
@@ -158,7 +158,7 @@ class Job:
         return place(document, 1.0 if path in self.held_out else self.validation_fraction, self.num_shards)
 
     def shards(self) -> dict[tuple[str, int], Shard]:
-        """Returns every shard that `place` can name, by what it returns, empty."""
+        """Returns every shard that `place` can return, empty, by split and number."""
         return {
             (split, i): Shard(f"{split}-{i:05d}-of-{number:05d}.tfrecord")
             for split, number in self.num_shards.items()
@@ -168,7 +168,7 @@ class Job:
 
 @dataclasses.dataclass
 class Written:
-    """What became of a Job: its shards, the documents of each path, and how often each wordpiece came."""
+    """The result of a Job: its shards, the documents of each path, and how often each wordpiece occurred."""
 
     shards: dict[tuple[str, int], Shard]
     documents: dict[str, int]
@@ -191,9 +191,9 @@ def unigram_entropy(counts: np.ndarray) -> float:
 
 
 def encode_documents(documents: list[str], tokenizer: Tokenizer) -> tuple[list[tuple[bytes, int]], np.ndarray]:
-    """Returns each document's record and its tokens, and how often each wordpiece came; empty documents give b"".
+    """Returns each document's record and number of tokens, and each wordpiece's count; empty documents give b"".
 
-    This is the whole work on a document: whatever runs it, on however many processes, the records are the same.
+    This is all the work on a document: whatever runs it, on however many processes, the records are the same.
     """
     records, tokens = [], tokenizer.tokenize(tf.constant(documents))
     for ids in tokens.to_list():

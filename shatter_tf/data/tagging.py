@@ -1,6 +1,6 @@
 """Sentences of tagged words from TSV or JSONL files, as batches.
 
-In a .tsv file each line is word<TAB>tag, and blank lines stand between sentences; in a .jsonl file each line is
+In a .tsv file each line is word<TAB>tag, and blank lines separate sentences; in a .jsonl file each line is
 {"tokens": [...], "tags": [...]}. The order of batches is that of `batches.order_of_rows`: what a step sees is a pure
 function of (data, seed, step).
 """
@@ -32,8 +32,8 @@ class TaggingDataConfig(cfg.DataConfig):
 
     Attributes:
       input_path: a .tsv or .jsonl file.
-      is_training: sentences shuffled, for ever; or in order, once.
-      seq_length: longest sentence in tokens. Words that begin beyond are cut off; they do not count in the metrics.
+      is_training: sentences shuffled, endlessly; or in order, once.
+      seq_length: longest sentence in tokens. Words that begin beyond it are cut off; they do not count in the metrics.
       vocab_file: the vocabulary the encoder was pretrained with.
       lower_case: whether that vocabulary is uncased.
       labels: tags in the order of their ids; empty takes them, sorted, from the training sentences.
@@ -49,7 +49,7 @@ class TaggingDataConfig(cfg.DataConfig):
 
 @dataclasses.dataclass
 class Sentence:
-    """Words with a tag each; `path` and `lines`, one for each word, say where they stand, for messages."""
+    """Words with a tag each; `path` and `lines`, one for each word, are their location, for messages."""
 
     words: list[str]
     tags: list[str]
@@ -153,8 +153,8 @@ class TaggingDataLoader:
     def load(self, input_context: Optional[tf.distribute.InputContext] = None, start_step: int = 0) -> tf.data.Dataset:
         """Returns batches from step `start_step` on, of this input pipeline's share of the global batch.
 
-        Each is the encoder's inputs, int32 [B, L], and `label_ids`, int32 [B, L]: at each word's first wordpiece the id
-        of its tag, elsewhere NO_TAG; in evaluation with `row_weights`, see `batches_of_rows`.
+        Each has the encoder's inputs, int32 [B, L], and `label_ids`, int32 [B, L]: at each word's first wordpiece the
+        id of its tag, elsewhere NO_TAG; in evaluation also `row_weights`, see `batches_of_rows`.
         """
         words, tags = (
             tf.RaggedTensor.from_row_lengths(tf.constant(values), self._lengths) for values in (self._words, self._tags)

@@ -1,4 +1,4 @@
-"""Documents out of plain or gzipped text files, in bounded memory."""
+"""Reads documents from plain or gzipped text files, in bounded memory."""
 
 import codecs
 import gzip
@@ -18,14 +18,14 @@ _BLOCK_BYTES = 1 << 20
 
 
 def find_files(patterns: str, flag: str = "--input") -> list[str]:
-    """Returns the sorted files that comma-separated paths or globs, the value of `flag`, name; each under one name.
+    """Returns the sorted files that comma-separated paths or globs, the value of `flag`, name; each only once.
 
     Raises:
       UserError: when a pattern matches nothing or a file is empty.
     """
     files = []
     for pattern in filter(None, (part.strip() for part in patterns.split(","))):
-        # A name that is taken literally, whatever characters it has, comes first.
+        # A file with that literal name, whatever characters it has, comes first.
         matched = [pattern] if tf.io.gfile.exists(pattern) else tf.io.gfile.glob(pattern)
         matched = [path for path in matched if not tf.io.gfile.isdir(path)]
         if not matched:
@@ -63,7 +63,7 @@ def read_lines(
     Args:
       path: anything tf.io.gfile opens.
       errors: "strict" refuses invalid UTF-8; "replace" puts U+FFFD in its place.
-      longest: longer lines, in characters, come in pieces.
+      longest: lines longer than this, in characters, come in pieces.
       remedy: what a user can do about invalid UTF-8.
 
     Raises:
@@ -94,7 +94,7 @@ def read_lines(
 
 
 def _pieces(line: str, longest: int) -> Iterator[str]:
-    """Yields a line in pieces that are not longer, cut behind spaces where there are any."""
+    """Yields a line in pieces that are not longer, cut after spaces where there are any."""
     while len(line) > longest:
         cut = line.rfind(" ", 1, longest) + 1 or longest
         yield line[:cut]
@@ -108,7 +108,7 @@ def whole_characters(text: str) -> str:
 
 
 def detect_layout(path: str) -> str:
-    """Returns "blank_line" when a blank line stands between text in the file's first megabyte, else "line".
+    """Returns "blank_line" when there is a blank line between text in the file's first megabyte, else "line".
 
     "blank_line": one paragraph a line, blank lines between documents. "line": one document a line.
     """

@@ -14,11 +14,11 @@ from shatter_tf.command_line import UserError, first_line
 # A character that Unicode may compose with those before it: marks, and the vowels and final consonants of Hangul.
 COMPOSED_WITH_WHAT_IS_BEFORE = r"[\p{M}\x{1161}-\x{1175}\x{11A8}-\x{11C2}]"
 
-# A trained vocabulary has so many characters, or those that make up this share of the text if they are more: alphabets
-# are small, but Chinese has thousands.
+# A trained vocabulary has so many characters, or those that make up this share of the text if there are more of them:
+# alphabets are small, but Chinese has thousands.
 _CHARACTERS, _COVERAGE = 1000, 0.9995
 _BATCH_CHARACTERS = 1 << 18  # that are normalised at a time
-# Longer words are unknown. What is between two spaces may be a sentence: in Thai, where a letter has three bytes.
+# Longer words are unknown. In Thai, what is between two spaces may be a sentence, and a letter has three bytes.
 _WORD_BYTES = 1000
 
 PAD, UNKNOWN, CLS, SEP, MASK = SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -44,7 +44,7 @@ def read_vocabulary(path: str) -> list[str]:
 
 
 def check_vocabulary(vocabulary: list[str], path: str) -> None:
-    """Raises UserError unless `vocabulary` can be tokenised with; `path` says where it came from."""
+    """Raises UserError unless `vocabulary` can be used to tokenise; `path` says where it came from."""
     missing = [token for token in SPECIAL_TOKENS if token not in vocabulary]
     if missing:
         raise UserError(f"{path}: the vocabulary lacks {' '.join(missing)}; add each on a line of its own")
@@ -87,7 +87,7 @@ def train_vocabulary(documents: Iterable[str], size: int, lower_case: bool) -> l
     limit = max(_CHARACTERS, 1 + np.searchsorted(coverage, _COVERAGE))
     limit = min(int(limit), (size - len(SPECIAL_TOKENS)) // 2)  # each at a word's start and inside
     # The library breaks ties by the numbers of pieces, and numbers characters in an order that changes from run to run.
-    # So they are found first, and given to it in an order of ours.
+    # So characters are found first, and passed to it in a fixed order.
     pieces = train(words, vocab_size=0, special_tokens=[], limit_alphabet=len(counts))
     characters = sorted((p for p in pieces if len(p) == 1), key=lambda c: (-counts[ord(c)], c))[:limit]
     kept = set(characters)
@@ -102,7 +102,7 @@ def train_vocabulary(documents: Iterable[str], size: int, lower_case: bool) -> l
 
 
 def _batches(documents: Iterable[str]) -> Iterator[str]:
-    """Yields documents, several of them as one text."""
+    """Yields documents, several joined into one text."""
     batch, characters = [], 0
     for document in documents:
         batch.append(document)
@@ -120,10 +120,10 @@ def _valid(text: tf.Tensor, lower_case: bool) -> tf.Tensor:
 
 
 class Tokenizer(tf.Module):
-    """Text to wordpiece ids, inside a graph or out of it, with nothing but operations that TF Serving links.
+    """Text to wordpiece ids, inside a graph or outside, with only operations that TF Serving links.
 
-    Text is brought to Unicode NFC first; with `lower_case`, to NFKC with its case folded (ß becomes ss, ﬁ becomes fi),
-    decomposed and without accents, much as BERT's uncased models have it. Invalid UTF-8 becomes U+FFFD, so that no
+    Text is first normalised to Unicode NFC; with `lower_case`, to NFKC with its case folded (ß becomes ss, ﬁ becomes
+    fi), decomposed and without accents, much as for BERT's uncased models. Invalid UTF-8 becomes U+FFFD, so that no
     request can make a served model fail.
 
     Args:
@@ -157,11 +157,11 @@ class Tokenizer(tf.Module):
     def tokenize_with_offsets(self, text: tf.Tensor) -> tuple[tf.RaggedTensor, tf.RaggedTensor, tf.RaggedTensor]:
         """Returns the ids of strings [B], and the bytes of `text` at which each of them begins and ends.
 
-        They begin and end between characters: several wordpieces of one character (ß is two in an uncased vocabulary)
-        all span it. Accents belong to the letters that bear them.
+        Offsets are between characters: several wordpieces of one character (ß is two in an uncased vocabulary) all span
+        it. Accents belong to the letters that bear them.
 
         Args:
-          text: valid UTF-8; offsets would not survive mending it.
+          text: valid UTF-8; repairing it would shift the offsets.
 
         Returns:
           ids, as `tokenize` gives them; begins and ends, ragged int64 [B, tokens].
@@ -178,7 +178,7 @@ class Tokenizer(tf.Module):
             ids, begins, ends = self._wordpiece.tokenize_with_offsets(tf_text.normalize_utf8(text, "NFC"))
             begins, ends = _before_nfc(text, begins, ends)
         # Of the pieces of a character only the last has a length; the others take its end, the first beyond their own.
-        # One search does for all strings when their offsets are set apart.
+        # One search serves all strings when their offsets are shifted apart.
         rows = ends.value_rowids()
         apart = rows * (tf.reduce_max(tf.concat([[0], ends.flat_values], axis=0)) + 1)
         last = tf.searchsorted(ends.flat_values + apart, begins.flat_values + apart, side="right", out_type=tf.int64)
@@ -188,7 +188,7 @@ class Tokenizer(tf.Module):
     def encode(self, text: tf.Tensor, pair: Optional[tf.Tensor], seq_length: int) -> dict[str, tf.RaggedTensor]:
         """Returns [CLS] text [SEP] or [CLS] text [SEP] pair [SEP], at most `seq_length` ids long.
 
-        Of a pair that is too long, the longer text is cut until both have the same length, then both.
+        If a pair is too long, the longer text is cut until both have the same length, then both.
 
         Args:
           text: strings [B].
@@ -207,7 +207,7 @@ class Tokenizer(tf.Module):
         return self._combine([self.tokenize(part) for part in (text, pair) if part is not None], seq_length)
 
     def encode_with_masks(self, text: tf.Tensor, seq_length: int) -> dict[str, tf.RaggedTensor]:
-        """Returns what `encode` does for texts alone, in which each "[MASK]" is that token.
+        """Returns what `encode` does for single texts, with each "[MASK]" as that token.
 
         Example:
         >>> tokenizer = Tokenizer([*SPECIAL_TOKENS, "a", "b"], lower_case=True)
@@ -217,7 +217,7 @@ class Tokenizer(tf.Module):
         pieces = tf.strings.split(text, MASK)
         tokens = self.tokenize(pieces.flat_values)
         masks = tf.fill([tokens.nrows(), 1], self.mask_id)
-        # One before each piece; the first of a text is one too many.
+        # One mask before each piece; the first of a text is one too many.
         tokens = pieces.with_flat_values(tf.concat([masks, tokens], axis=1)).merge_dims(1, 2)[:, 1:]
         return self._combine([tokens], seq_length)
 
@@ -226,7 +226,7 @@ class Tokenizer(tf.Module):
     ) -> tuple[dict[str, tf.RaggedTensor], tf.RaggedTensor]:
         """Returns [CLS] words [SEP], at most `seq_length` ids long, and where in it each word begins.
 
-        Every word has a wordpiece: one of nothing that a tokenizer keeps (a control character, say) is unknown.
+        Every word has a wordpiece: a word of which a tokenizer keeps nothing (a control character, say) is unknown.
 
         Args:
           words: strings, ragged [B, words].
@@ -247,7 +247,7 @@ class Tokenizer(tf.Module):
         unknown = tf.RaggedTensor.from_row_lengths(tf.fill([tf.reduce_sum(empty)], self.unknown_id), empty)
         pieces = tf.concat([pieces, unknown], axis=1)
         tokens = words.with_flat_values(pieces).merge_dims(1, 2)
-        # The pieces of each word come after those of all before it, less those of the sentences before.
+        # A word begins after the pieces of all words before it, less those of the sentences before.
         first = pieces.row_starts() - tf.gather(tokens.row_starts(), words.value_rowids()) + 1
         first = tf.ragged.boolean_mask(words.with_flat_values(first), words.with_flat_values(first < seq_length - 1))
         return self._combine([tokens], seq_length), first
@@ -268,7 +268,7 @@ class Tokenizer(tf.Module):
         return tf.gather(tf.constant(self._vocabulary), ids)
 
     def is_ordinary(self, size: int) -> tf.Tensor:
-        """Returns for the ids 0 … size - 1 whether they are wordpieces and no special tokens, bool [size]."""
+        """Returns for the ids 0 … size - 1 whether they are wordpieces but not special tokens, bool [size]."""
         ordinary = tf.constant([token not in SPECIAL_TOKENS for token in self._vocabulary])
         return tf.concat([ordinary, tf.zeros([size - self.vocabulary_size], tf.bool)], axis=0)
 
@@ -286,9 +286,9 @@ class Tokenizer(tf.Module):
 def _before_nfc(
     text: tf.Tensor, begins: tf.RaggedTensor, ends: tf.RaggedTensor
 ) -> tuple[tf.RaggedTensor, tf.RaggedTensor]:
-    """Returns offsets into the NFC of strings [B] as offsets into the strings themselves, ragged int64.
+    """Converts offsets into the NFC of strings [B] to offsets into the strings themselves, ragged int64.
 
-    NFC is that of a string's segments, of a character and all that may be composed with it, one after the other, so it
+    A string's NFC is that of its segments, each a character and all that may be composed with it, concatenated, so it
     is enough to know how long each is before and after. (TensorFlow Text has an operation for that, but TF Serving has
     it only from 2.20 on.)
     """
@@ -300,7 +300,7 @@ def _before_nfc(
     segments = tf.strings.unsorted_segment_join(flat, tf.cumsum(tf.cast(is_start, tf.int64)) - 1, number)
 
     def end_and_base(segments: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns where segments end when all strings stand one after the other, and where strings begin."""
+        """Returns where segments end when all strings are concatenated, and where strings begin."""
         lengths = tf.cast(tf.strings.length(segments), tf.int64)
         of_strings = tf.math.unsorted_segment_sum(lengths, tf.boolean_mask(rows, is_start), characters.nrows())
         return tf.cumsum(lengths), tf.cumsum(of_strings, exclusive=True)
