@@ -90,7 +90,7 @@ def is_prose(paragraph: str, least_words: int, strict: bool) -> bool:
 
 
 def corpus_documents(packages: Packages) -> Iterator[str]:
-    """Yields the documents of all sources, one line per paragraph, without what is not prose or repeats earlier ones."""
+    """Yields the documents of all sources, one line per paragraph, without non-prose and repeated ones."""
     seen = set()
     for documents, least_words, strict in SOURCES:
         count = 0

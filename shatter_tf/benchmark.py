@@ -41,7 +41,7 @@ _GIB = 2**30
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser = new_parser("benchmark", __doc__)
     numbers = dict(type=_numbers, metavar="N[,N]")
-    parser.add_argument("--compare", choices=("bert",), default="bert", help="the rival [bert]")
+    parser.add_argument("--compare", choices=("bert",), default="bert", help="the baseline [bert]")
     parser.add_argument("--target", default="cpu", metavar="T", help=f"{_TARGETS} [cpu]")
     parser.add_argument("--seq_length", **numbers, default=[512], help="tokens in a row [512]")
     parser.add_argument("--batch_size", **numbers, default=[8], help="rows in a step, on one device [8]")
@@ -226,8 +226,8 @@ def measure(args: argparse.Namespace, target: Machine | Compiler, seq_length: in
         if args.train_steps:
             tokens = args.train_steps * args.global_batch_size * seq_length
             figures["training_days"] = tokens / figures["tokens_per_second"] / args.devices / 86_400
-    shatter, rival = models["shatter"], models[args.compare]
-    ratio = {key: value / rival[key] for key, value in shatter.items() if rival.get(key)}
+    shatter, baseline = models["shatter"], models[args.compare]
+    ratio = {key: value / baseline[key] for key, value in shatter.items() if baseline.get(key)}
     return dict(seq_length=seq_length, batch_size=batch_size, **models, ratio=ratio)
 
 
@@ -236,7 +236,8 @@ def find_largest_batch(
 ) -> int | None:
     """Returns how many rows of a model fit `args.memory_gb`, given the peak at one batch size; None if all do.
 
-    It measures again at the size that `largest_batch` gives, because peaks grow faster per row at small sizes.
+    Where the target allows refinements, it measures again at the size that `largest_batch` gives, because peaks grow
+    faster per row at small sizes.
     """
     rows = max(peaks) // 2 or 2
     for _ in range(1 + target.refinements):
@@ -284,19 +285,19 @@ _ROWS = {
 }
 
 
-def format_table(measurement: dict, rival: str) -> str:
+def format_table(measurement: dict, baseline: str) -> str:
     """Returns one measurement as lines of text, one figure per line."""
     title = f"{measurement['batch_size']} x {measurement['seq_length']} tokens"
-    lines = [f"{title:28}{'shatter':>14}{rival:>14}{'ratio':>8}"]
+    lines = [f"{title:28}{'shatter':>14}{baseline:>14}{'ratio':>8}"]
     for key, (name, written) in _ROWS.items():
-        if all(key in measurement[model] for model in ("shatter", rival)):
+        if all(key in measurement[model] for model in ("shatter", baseline)):
             ratio = measurement["ratio"].get(key)
-            values = (written(measurement[model][key]) for model in ("shatter", rival))
+            values = (written(measurement[model][key]) for model in ("shatter", baseline))
             lines.append(f"{name:28}" + "".join(f"{v:>14}" for v in values) + (f"{ratio:8.2f}" if ratio else ""))
     return "\n".join(lines)
 
 
-def plot(measurements: list[dict], rival: str, title: str, path: str) -> None:
+def plot(measurements: list[dict], baseline: str, title: str, path: str) -> None:
     """Plots tokens a second, if known, and temporary memory against length, a line for each model and batch, as PNG."""
     import matplotlib
 
@@ -311,7 +312,7 @@ def plot(measurements: list[dict], rival: str, title: str, path: str) -> None:
     figure, panels = pyplot.subplots(1, len(drawn), figsize=(5 * len(drawn), 4), layout="constrained", squeeze=False)
     batch_sizes = sorted({m["batch_size"] for m in measurements})
     for axes, (key, unit, label) in zip(panels[0], drawn, strict=True):
-        for model, color in (("shatter", "C0"), (rival, "C1")):
+        for model, color in (("shatter", "C0"), (baseline, "C1")):
             for batch_size, style in zip(batch_sizes, itertools.cycle(("-", "--", ":", "-."))):
                 chosen = sorted(
                     (m for m in measurements if m["batch_size"] == batch_size), key=lambda m: m["seq_length"]

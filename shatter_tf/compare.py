@@ -171,7 +171,7 @@ def read_results(output_dir: str) -> list[dict]:
         with open(path, encoding="utf8") as f:
             return [json.loads(line) for line in f]
     except ValueError as error:
-        raise UserError(f"{path}: damaged ({error}); mend or remove it: it holds the finished runs") from error
+        raise UserError(f"{path}: damaged ({error}); fix or remove it: it holds the finished runs") from error
 
 
 def _finished(output_dir: str) -> set[tuple]:
@@ -312,7 +312,7 @@ def _call(command: list[str], job: Job, log_path: str) -> None:
             process.terminate()
             code = process.wait()
     if _stopped.is_set():
-        say("stopped, as asked; the same command goes on from there")
+        say("stopped, as asked; the same command resumes from there")
         sys.exit(os.EX_TEMPFAIL)
     if code:
         with open(log_path, encoding="utf8") as log:
@@ -362,7 +362,7 @@ def main(argv: list[str]) -> None:
     done = _finished(args.output_dir)
     todo = [job for job in grid.jobs if job.key not in done] if not args.time_steps else []
     if todo:
-        _heed_signals()
+        _handle_signals()
     elsewhere, failures = 0, []
     for number, job in enumerate(todo, 1):
         directory = prepared[job.key][0]
@@ -405,7 +405,7 @@ def _judged(grid: Grid, params) -> Grid:
     return dataclasses.replace(grid, metric=params.trainer.best_checkpoint_eval_metric, sign=sign)
 
 
-def _heed_signals() -> None:
+def _handle_signals() -> None:
     """From now on a comparison that is asked to stop first stops its run, in a way that can be resumed."""
     for number in _SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup sets it

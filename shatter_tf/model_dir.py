@@ -208,7 +208,7 @@ def read_history(model_dir: str, last_step: Optional[int] = None) -> list[dict]:
         if not all(math.isfinite(entry["step"] + entry["seconds"]) for entry in history):
             raise ValueError("a step or a time that is not finite")
     except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path}: damaged ({error!r}); mend or remove it: it holds the evaluations so far") from error
+        raise UserError(f"{path}: damaged ({error!r}); fix or remove it: it holds the evaluations so far") from error
     return [entry for entry in history if last_step is None or entry["step"] <= last_step]
 
 

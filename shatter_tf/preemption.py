@@ -51,7 +51,7 @@ class StopRequest:
         with self.saving:
             saved = saved or self.unsaved.acquire(blocking=False)
             if not saved:
-                say("stopped, as asked, in steps that did not end; the same command goes on from the last checkpoint")
+                say("stopped, as asked, in steps that did not end; the same command resumes from the last checkpoint")
             elif not self.announced:
-                say("stopped, as asked, with nothing unsaved; the same command goes on from there")
+                say("stopped, as asked, with nothing unsaved; the same command resumes from there")
             os._exit(os.EX_TEMPFAIL)

@@ -24,7 +24,7 @@ _POSITIVE = (
 _FRACTIONS = ("beta_1", "beta_2", "rho", "momentum")
 
 # Model Garden's settings that are ignored here.
-_UNHEEDED = {
+_IGNORED = {
     "trainer": (
         *("train_tf_while_loop", "train_tf_function", "eval_tf_function", "eval_tf_while_loop", "allow_tpu_summary"),
         *("continuous_eval_timeout", "best_checkpoint_export_subdir", "loss_upper_bound", "recovery_begin_steps"),
@@ -47,18 +47,18 @@ _UNHEEDED = {
         "use_next_sentence_label",
     ),
 }
-_UNHEEDED["task.validation_data"] = _UNHEEDED["task.train_data"]
+_IGNORED["task.validation_data"] = _IGNORED["task.train_data"]
 
 
-def _unheeded(params: cfg.ExperimentConfig) -> list[str]:
+def _ignored(params: cfg.ExperimentConfig) -> list[str]:
     """Returns a line for every setting that was changed without effect."""
     usual = cfg.ExperimentConfig(task=type(params.task)(), trainer=type(params.trainer)())
     found = []
-    for name in (f"{path}.{name}" for path, names in _UNHEEDED.items() for name in names):
+    for name in (f"{path}.{name}" for path, names in _IGNORED.items() for name in names):
         with contextlib.suppress(AttributeError):  # not every task has them all
             value, default = (operator.attrgetter(name)(p) for p in (params, usual))
             if value != default:
-                found.append(f"{name}={value}: nothing here goes by it; leave it out")
+                found.append(f"{name}={value}: has no effect here; leave it out")
     return found
 
 
@@ -129,7 +129,7 @@ def problems(params: cfg.ExperimentConfig, vocabulary_size: int) -> list[str]:
       vocabulary_size: wordpieces; 0 where the data could not be read: then what depends on it is not checked.
     """
     task, trainer, runtime = params.task, params.trainer, params.runtime
-    found = _unheeded(params) + _encoder_problems(task.model.encoder, vocabulary_size)
+    found = _ignored(params) + _encoder_problems(task.model.encoder, vocabulary_size)
     encoder = task.model.encoder.get()
     longest = getattr(encoder, "max_position_embeddings", None) or getattr(encoder, "max_sequence_length", None)
     for name in ("vocab_file", "lower_case"):

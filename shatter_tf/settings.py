@@ -260,7 +260,7 @@ def resolve(
 
 
 def _warn_of_idle_steps(params: cfg.ExperimentConfig) -> None:
-    """Warns when the learning rate is zero long before the end."""
+    """Warns when the learning rate is zero before the end."""
     rate, steps = params.trainer.optimizer_config.learning_rate, params.trainer.train_steps
     schedule = rate.get().as_dict()
     last = schedule.get("decay_steps", steps)
@@ -400,7 +400,7 @@ def _labels(train: cfg.DataConfig, where: str, labels: Iterable[str]) -> list[st
         if not isinstance(name, str):
             raise UserError(f"labels={names}: {name!r} is not text; put quotes around it, as in ['no', 'yes']")
         if name in names[:i]:
-            raise UserError(f"labels={names}: {name!r} comes twice")
+            raise UserError(f"labels={names}: {name!r} occurs twice")
     names = names or sorted(set(labels))
     if len(names) < 2:
         raise UserError(f"{where}: every row has the label {names[0]!r}; there is nothing to learn")

@@ -74,10 +74,10 @@ def main(argv: list[str]) -> None:
                 return
             finished = session.train(evaluate=args.mode == "train_and_eval", stop=stop)
     except distribution.WorkerLost as error:
-        say(f"another worker is gone; start all again, they go on from the last checkpoint ({error})")
+        say(f"another worker is gone; restart all, they resume from the last checkpoint ({error})")
         os._exit(os.EX_TEMPFAIL)  # without an orderly shutdown, which would wait for the one that is gone
     except files.PASSING_ERRORS as error:
-        say(f"stopped: {first_line(error)}; the same command goes on from the last checkpoint", sys.stderr)
+        say(f"stopped: {first_line(error)}; the same command resumes from the last checkpoint", sys.stderr)
         sys.exit(os.EX_TEMPFAIL)
     if not finished:
         sys.exit(os.EX_TEMPFAIL)  # 75: a scheduler should try again

@@ -268,8 +268,8 @@ class Session:
             ) from error
         except (tf.errors.DataLossError, tf.errors.NotFoundError) as error:
             raise UserError(
-                f"the data cannot be read after step {self.step} ({first_line(error)}); mend it, and the same command "
-                "goes on from the last checkpoint"
+                f"the data cannot be read after step {self.step} ({first_line(error)}); fix it, and the same command "
+                "resumes from the last checkpoint"
             ) from error
 
     def _train(self, evaluate: bool, stop: StopRequest) -> bool:
@@ -323,7 +323,7 @@ class Session:
                 with stop.saving:
                     self._save()
                     if stopping:
-                        self.say(f"stopped at step {self.step}, as asked; the same command goes on from there")
+                        self.say(f"stopped at step {self.step}, as asked; the same command resumes from there")
                         stop.announced = True
                         agree(self.trainer.strategy, True, 0.0)  # no process exits before the chief has written
                     stop.unsaved.release()
@@ -386,7 +386,7 @@ class Session:
             reason = first_line(error)
             raise UserError(
                 f"--model_dir={self.model_dir}: cannot write {what} at step {self.step} ({reason}); last good "
-                f"checkpoint: {self._last_good}; make room, and the same command goes on from there"
+                f"checkpoint: {self._last_good}; make room, and the same command resumes from there"
             ) from error
 
     @property

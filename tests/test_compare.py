@@ -251,7 +251,7 @@ def test_a_signal_to_all_of_a_terminal_costs_the_run_nothing(tmp_path, number):
     program = (
         "import signal, sys\nfrom shatter_tf import compare\n"
         "signal.signal(signal.SIGINT, signal.SIG_DFL)\n"  # where tests run in the background, it is ignored
-        "compare._heed_signals()\n"
+        "compare._handle_signals()\n"
         "job = compare.Job('v', 1e-3, 0, {}, None, None)\n"
         f"compare._call([sys.executable, '-c', {WORK!r}], job, {str(log)!r})"
     )

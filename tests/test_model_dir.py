@@ -84,7 +84,7 @@ def test_a_damaged_history_is_refused(tmp_path, line):
     path.write_text(json.dumps(entry) + "\n")
     assert model_dir.read_history(str(tmp_path)) == [entry]
     path.write_text(json.dumps(entry) + "\n" + line)
-    with pytest.raises(UserError, match="history.jsonl: damaged .*; mend or remove it"):
+    with pytest.raises(UserError, match="history.jsonl: damaged .*; fix or remove it"):
         model_dir.read_history(str(tmp_path))
 
 

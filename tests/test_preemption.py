@@ -16,8 +16,8 @@ os.kill(os.getpid(), signal.{number})
 {after}
 time.sleep(60)
 """
-STUCK = "stopped, as asked, in steps that did not end; the same command goes on from the last checkpoint\n"
-SAVED = "stopped, as asked, with nothing unsaved; the same command goes on from there\n"
+STUCK = "stopped, as asked, in steps that did not end; the same command resumes from the last checkpoint\n"
+SAVED = "stopped, as asked, with nothing unsaved; the same command resumes from there\n"
 
 
 @pytest.mark.parametrize("number", ["SIGTERM", "SIGINT"])

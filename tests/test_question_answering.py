@@ -269,7 +269,7 @@ def set_answer(**fields):
         ('{"data": [{"context": "a"}]}', r"train.json: data\[0\]: no paragraphs that is a list"),
         (broken(lambda p, _: p.pop("context")), r"data\[0\].paragraphs\[0\]: no context that is text"),
         (broken(lambda p, _: p["qas"][1].pop("id")), r"paragraphs\[0\].qas\[1\]: no id that is text"),
-        (broken(lambda p, _: p["qas"][1].update(id="q0")), "train.json: question 'q0': the id comes twice"),
+        (broken(lambda p, _: p["qas"][1].update(id="q0")), "train.json: question 'q0': the id occurs twice"),
         (broken(lambda p, _: p["qas"][1].update(answers=[])), "question 'q1': it has no answers; .*is_impossible"),
         (broken(lambda p, _: p["qas"][1].update(is_impossible=True)), "question 'q1': it says is_impossible, but has"),
         (

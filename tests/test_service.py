@@ -124,4 +124,4 @@ def test_training_that_loses_a_worker_asks_to_be_tried_again(start_service, writ
                 break
         *_, last = training.stdout
         assert training.wait(timeout=60) == 75, last
-    assert f"start all again, they go on from the last checkpoint ({address}: a worker was started again" in last
+    assert f"restart all, they resume from the last checkpoint ({address}: a worker was started again" in last

@@ -116,7 +116,7 @@ def test_data_that_cannot_be_read_is_said(pretrain, tmp_path):
     for shard in pathlib.Path(run.params.task.train_data.input_path).glob("train-*"):
         shard.write_bytes(shard.read_bytes()[:-1] + b"\xff")
     with pytest.raises(
-        UserError, match="the data cannot be read after step .*corrupted record .*; mend it, and the same"
+        UserError, match="the data cannot be read after step .*corrupted record .*; fix it, and the same"
     ):
         session.train(evaluate=False)
 
@@ -502,7 +502,7 @@ def test_a_full_disk_stops_training_with_one_line_and_the_last_checkpoint_whole(
         line = read_until(process, "error: ")
         assert process.wait(timeout=300) == 2
     assert "cannot write a checkpoint at step " in line
-    assert "make room, and the same command goes on from there" in line
+    assert "make room, and the same command resumes from there" in line
     latest = checkpoints.latest_checkpoint(str(directory))
     assert f"last good checkpoint: {latest};" in line
     with launch(data, directory, more) as process:
@@ -516,7 +516,7 @@ def test_a_store_that_does_not_answer_asks_to_be_tried_again(tmp_path, write_cor
     with launch(data, directory, more, change=_NO_ANSWER) as process:
         line = read_until(process, "stopped: ")
         assert process.wait(timeout=300) == os.EX_TEMPFAIL
-    assert line == "stopped: no answer; the same command goes on from the last checkpoint\n"
+    assert line == "stopped: no answer; the same command resumes from the last checkpoint\n"
     with launch(data, directory, more) as process:
         assert "from step 20" in read_until(process, "shatter/pretrain in ")
         assert process.wait(timeout=300) == 0

@@ -108,7 +108,7 @@ def read_squad(path: str) -> Squad:
 
     Raises:
       UserError: naming the file and the question, for that; for a field that is missing or of another type; for a
-        question that has no answers and does not say is_impossible, or has both; for an id that comes twice; and for a
+        question that has no answers and does not say is_impossible, or has both; for an id that occurs twice; and for a
         file that is missing, not JSON or without questions.
     """
     try:
@@ -152,7 +152,7 @@ def _squad(content, path: str) -> Squad:
             name = _get(qa, "id", str, f"{where}.qas[{i}]")
             where_question = f"{path}: question {name!r}"
             if name in ids:
-                raise UserError(f"{where_question}: the id comes twice")
+                raise UserError(f"{where_question}: the id occurs twice")
             ids.add(name)
             answers, spans = _answers(qa, context, where_question)
             misplaced += [name] * (len(answers) - len(spans))
