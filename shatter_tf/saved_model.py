@@ -66,8 +66,8 @@ def difference(servable: Servable, path: str) -> float:
     """Returns the largest difference between the outputs of the SavedModel at `path` and the trained model's.
 
     For outputs beyond 1 it is relative to the largest, see `relative_difference`. NaN where either gives NaN; infinity
-    where labels, words or shapes differ. The SavedModel is loaded from disk and called with batches of several sizes and
-    lengths; the trained model computes without a graph, on inputs padded to another length.
+    where labels, words or shapes differ. The SavedModel is loaded from disk and called with batches of several sizes
+    and lengths; the trained model computes without a graph, on inputs padded to another length.
     """
     exported = tf.saved_model.load(path)
     differences = []

@@ -46,8 +46,8 @@ class Servable:
 
     Attributes:
       functions: by signature name. All models have `serving_default`; `embed`, from `text`, string [B], to `embedding`,
-        float32 [B, D], the mean of the last layer over tokens; and `token_ids`, from the encoder's inputs, int32 [B, L],
-        to what `predict` gives.
+        float32 [B, D], the mean of the last layer over tokens; and `token_ids`, from the encoder's inputs, int32
+        [B, L], to what `predict` gives.
     """
 
     def __init__(self, model: tf_keras.Model, encoder, tokenizer: Tokenizer, seq_length: int, texts=("text",)):
@@ -105,7 +105,7 @@ class Servable:
         return dict(embedding=mean_of_tokens(outputs, inputs["input_mask"]))
 
     def without_graph(self, name: str, inputs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Returns what the signature `name` should, from layers called one by one, on texts padded to the full length."""
+        """Returns what the signature `name` should, from layers called one by one, texts padded to the full length."""
         if name == "token_ids":
             return self.predict(inputs)
         return self._from_strings[name](self._pad_fully, *inputs.values())
