@@ -343,11 +343,11 @@ trainer.Trainer.train_step = train_and_wait
 
 
 @pytest.mark.slow
-def test_a_signal_before_there_is_anything_to_save_is_heeded_at_once(tmp_path, write_corpus, random_documents):
+def test_a_signal_before_there_is_anything_to_save_is_handled_at_once(tmp_path, write_corpus, random_documents):
     """While libraries are imported, and while the first step is compiled."""
     data, directory = write_corpus(random_documents(shards=1, per_shard=40)), tmp_path / "run"
     for change, begun in (
-        ("", lambda process: heeds_sigterm(process.pid)),
+        ("", lambda process: handles_sigterm(process.pid)),
         (FIRST_STEP_HELD, lambda process: (directory / "experiment.json").exists()),
     ):
         with launch(data, directory, "trainer.train_steps=4000", change) as process:
@@ -360,7 +360,7 @@ def test_a_signal_before_there_is_anything_to_save_is_heeded_at_once(tmp_path, w
         assert "stopped, as asked, with nothing unsaved" in said
 
 
-def heeds_sigterm(pid):
+def handles_sigterm(pid):
     """Whether the process blocks the signal, for which one of its threads then waits."""
     blocked = re.search(r"SigBlk:\s*(\w+)", pathlib.Path(f"/proc/{pid}/status").read_text())[1]
     return bool(int(blocked, 16) >> (signal.SIGTERM - 1) & 1)
