@@ -24,7 +24,8 @@ from typing import NamedTuple
 import corpus_sources as sources
 from corpus_sources import Document, Packages
 
-from shatter_tf.command_line import UserError, first_line, new_parser, run, say
+from shatter_tf.console import new_parser, run, say
+from shatter_tf.errors import UserError, first_line
 
 PUBLISHED = {
     "corpus.txt": "be5af37e1bcdf1cff9688a1d5e6b7335c118a0e69b75e65552cdcbed11bfe8c2",

@@ -25,7 +25,8 @@ import zlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from shatter_tf.command_line import UserError, say
+from shatter_tf.console import say
+from shatter_tf.errors import UserError
 
 Document = list[str]  # its paragraphs
 

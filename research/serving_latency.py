@@ -41,9 +41,12 @@ def export(config_file: str, encoder_type: str, bfloat16: bool, seq_length: int,
     import tensorflow as tf
     from official.core import task_factory
 
-    from shatter_tf import serving, settings, tasks
     from shatter_tf.checkpoints import count_parameters
-    from shatter_tf.data.tokenizer import SPECIAL_TOKENS, Tokenizer
+    from shatter_tf.data.tokenizer import Tokenizer
+    from shatter_tf.data.vocabulary import SPECIAL_TOKENS
+    from shatter_tf.serving import servable as serving
+    from shatter_tf.tasks import base as tasks
+    from shatter_tf.training import settings
 
     override = f"task.model.encoder.type={encoder_type},task.model.encoder.any.vocab_size={VOCABULARY_SIZE}"
     override += f",task.train_data.seq_length={seq_length},task.model.encoder.any.max_sequence_length={seq_length}"

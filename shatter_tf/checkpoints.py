@@ -2,18 +2,19 @@
 
 import os
 import re
-import sys
 from typing import Optional
 
 import tensorflow as tf
 import tf_keras
 from tensorflow.core.protobuf.trackable_object_graph_pb2 import TrackableObjectGraph
 
-from shatter_tf.command_line import UserError, first_line, say
-from shatter_tf.distribution import is_chief
+from shatter_tf.console import notice, warn
+from shatter_tf.errors import UserError, argument, first_line
 
 BEST_SUBDIR, PREFIX = "best", "ckpt"
+
 _INDEX_FILE = re.compile(PREFIX + r"-(\d+)\.index")
+
 _VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
 
 
@@ -56,7 +57,7 @@ def latest_checkpoint(model_dir: str) -> Optional[str]:
         damage = _damage(checkpoint)
         if damage is None:
             return checkpoint
-        say(f"warning: {checkpoint} is damaged and left aside ({damage})", sys.stderr)
+        warn(f"{checkpoint} is damaged and left aside ({damage})")
     if found:
         raise UserError(
             f"{model_dir}: all of its checkpoints are damaged; take another, or train again in a new directory"
@@ -74,11 +75,16 @@ def checkpoint_step(checkpoint: str) -> int:
     return int(_reader(checkpoint).get_tensor("global_step" + _VALUE))
 
 
+def has_part(checkpoint: str, name: str) -> bool:
+    """Returns whether `checkpoint` has a top-level part of this name."""
+    return name in tf.train.CheckpointView(checkpoint).children(0)
+
+
 def _parts(checkpoint: str) -> dict[str, set[str]]:
     """Returns, for each top-level part of `checkpoint`, the keys of the variables that belong to it.
 
     A shared variable (the masked-LM head holds the encoder's embedding table) has one key but belongs to several parts;
-    only the checkpoint's object graph tells.
+    only the checkpoint's object graph tells, and tf.train.CheckpointView does not show its keys.
     """
     graph = TrackableObjectGraph()
     graph.ParseFromString(_reader(checkpoint).get_tensor("_CHECKPOINTABLE_OBJECT_GRAPH"))
@@ -111,40 +117,45 @@ def restore_pretrained(items: dict[str, tf_keras.layers.Layer], init_checkpoint:
       UserError: when there is no checkpoint, when it holds none of `items`, or when a part does not fit exactly: a
         variable missing, left over, or of another shape.
     """
+    where = argument("init_checkpoint")
     is_dir = tf.io.gfile.isdir(init_checkpoint)
     checkpoint = latest_checkpoint(init_checkpoint) if is_dir else init_checkpoint
     if not checkpoint or not tf.io.gfile.exists(checkpoint + ".index"):
-        raise UserError(f"--init_checkpoint={init_checkpoint}: no checkpoint there")
+        raise UserError(f"{where}={init_checkpoint}: no checkpoint there")
+
     stored = _parts(checkpoint)
-    restored, names = set(), []
+    restored = set()
+    names = []
     for name, item in items.items():
-        if name not in stored:
-            continue
-        try:
-            status = tf.train.Checkpoint(**{name: item}).read(checkpoint).expect_partial()
-            status.assert_existing_objects_matched()
-        except (AssertionError, ValueError) as error:
-            reason = first_line(error)
-            raise UserError(
-                f"--init_checkpoint={checkpoint}: its {name} does not fit this model's: {reason}"
-            ) from error
-        if len(stored[name]) != len(item.variables):
-            raise UserError(
-                f"--init_checkpoint={checkpoint}: its {name} has {len(stored[name])} variables, this model's has "
-                f"{len(item.variables)}; leave the encoder's settings to the checkpoint"
-            )
-        restored.update({variable.ref() for variable in item.variables})
-        names.append(name)
+        if name in stored:
+            _restore_part(name, item, checkpoint, len(stored[name]))
+            restored.update({variable.ref() for variable in item.variables})
+            names.append(name)
     if not restored:
-        raise UserError(f"--init_checkpoint={checkpoint}: nothing in it fits this model ({', '.join(items)})")
+        raise UserError(f"{where}={checkpoint}: nothing in it fits this model ({', '.join(items)})")
+
     new = [variable for variable in model.variables if variable.ref() not in restored]
-    unused = sorted(set(stored) - set(names) - {"model", "optimizer", "global_step", "save_counter"})
-    weights, others = count_parameters(ref.deref() for ref in restored), count_parameters(new)
     heads = sorted({variable.name.split("/")[0] for variable in new})
-    if not is_chief():
-        return
-    say(
+    unused = sorted(set(stored) - set(names) - {"model", "optimizer", "global_step", "save_counter", "loss_scale"})
+    of_heads = f" ({', '.join(heads)})" if heads else ""
+    weights = count_parameters(ref.deref() for ref in restored)
+    notice(
         f"restored from {checkpoint}: {', '.join(names)} ({len(restored)} variables, {weights:,} numbers); "
-        f"new: {len(new)} variables, {others:,} numbers{' (' + ', '.join(heads) + ')' if heads else ''}; "
+        f"new: {len(new)} variables, {count_parameters(new):,} numbers{of_heads}; "
         f"not used: {', '.join(unused) or 'nothing'}"
     )
+
+
+def _restore_part(name: str, item: tf_keras.layers.Layer, checkpoint: str, stored: int) -> None:
+    """Restores one part, of which the checkpoint has `stored` variables; raises UserError unless all of them fit."""
+    where = f"{argument('init_checkpoint')}={checkpoint}: its {name}"
+    try:
+        status = tf.train.Checkpoint(**{name: item}).read(checkpoint).expect_partial()
+        status.assert_existing_objects_matched()
+    except (AssertionError, ValueError) as error:
+        raise UserError(f"{where} does not fit this model's: {first_line(error)}") from error
+    if stored != len(item.variables):
+        raise UserError(
+            f"{where} has {stored} variables, this model's has {len(item.variables)}; leave the encoder's settings to "
+            "the checkpoint"
+        )

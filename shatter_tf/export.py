@@ -15,15 +15,8 @@ take strings [B] unless stated otherwise:
 """
 
 import argparse
-import contextlib
-import math
-import os
-import uuid
-from collections.abc import Iterator
 
-from shatter_tf.command_line import UserError, first_line, new_parser, quieten_logging, run
-
-_TOLERANCE = 1e-4  # between the trained model's float32 outputs and the exported one's
+from shatter_tf.console import new_parser, quieten_logging, run, say
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
@@ -45,86 +38,11 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
 
 def main(argv: list[str]) -> None:
     args = parse_arguments(argv)
-    import tensorflow as tf
-
-    from shatter_tf import model_dir, saved_model, serving
-    from shatter_tf.files import check_name, publish
+    from shatter_tf.serving import saved_model
 
     quieten_logging()
-    check_name(args.export_dir, "--export_dir")
-    finished = model_dir.read(args.model_dir)
-    trained, checkpoint = serving.load(finished, args.model_dir, best=args.checkpoint == "best")
-    servable = trained
-    if args.weights == "bfloat16":
-        servable = serving.servable(finished, serving.in_bfloat16(finished.params.task, trained.model))
-    export_dir = args.export_dir.rstrip("/")
-    temporary = os.path.join(export_dir, f"{saved_model.INCOMPLETE}{uuid.uuid4().hex}")
-    try:
-        with _writing(export_dir):
-            target = os.path.join(export_dir, str(saved_model.next_version(export_dir)))
-            saved_model.remove_leftovers(export_dir)
-            tf.saved_model.save(servable.trackable(), temporary, signatures=servable.functions)
-        difference = saved_model.difference(servable, temporary)
-        if not difference <= _TOLERANCE:
-            raise UserError(
-                f"{checkpoint}: what was exported differs from the trained model by {difference:.1e}, more than "
-                f"{_TOLERANCE}; nothing was written to --export_dir={export_dir}"
-            )
-        if servable is not trained:
-            difference = saved_model.difference(trained, temporary)
-        notes = [f"Its outputs are at most {difference:.1e} from the trained model's, for texts of random wordpieces."]
-        if args.litert:
-            notes.append(_write_litert(trained, temporary, args.litert, export_dir))
-            print(notes[-1])
-        with _writing(export_dir):
-            saved_model.write_warmup_requests(servable, temporary, os.path.basename(export_dir))
-            saved_model.write_card(finished, args.model_dir, checkpoint, servable, temporary, target, notes)
-            if tf.io.gfile.exists(target):
-                raise UserError(f"{target}: written by another export meanwhile; export again, for the next version")
-            publish(temporary, target, last="saved_model.pb")
-    finally:
-        if tf.io.gfile.exists(temporary):
-            tf.io.gfile.rmtree(temporary)
-    print(
-        f"exported {checkpoint} to {target} ({saved_model.size(target) / 1e6:.1f} MB); signatures "
-        f"{', '.join(servable.functions)}; at most {difference:.1e} from the trained model"
-    )
-
-
-@contextlib.contextmanager
-def _writing(export_dir: str) -> Iterator[None]:
-    """Within it, errors of the disk or the object store are raised as UserError."""
-    import tensorflow as tf
-
-    try:
-        yield
-    except (tf.errors.OpError, OSError) as error:
-        raise UserError(f"--export_dir={export_dir}: cannot be written ({first_line(error)})") from error
-
-
-def _write_litert(servable, directory: str, weights: str, export_dir: str) -> str:
-    """Writes the LiteRT model to an export's directory and returns a line about it; raises UserError."""
-    import tensorflow as tf
-
-    from shatter_tf import litert, saved_model
-
-    model = litert.convert(servable, int8_weights=weights == "int8")
-    difference = litert.difference(servable, model, tf.constant(saved_model.sample_texts(servable, 3, 12)))
-    # Whether the error of rounding to eight bits is acceptable is for the user to judge, as long as it is finite.
-    if not (difference <= _TOLERANCE or (weights == "int8" and math.isfinite(difference))):
-        raise UserError(
-            f"--litert={weights}: what was converted differs from the trained model by {difference:.1e}; "
-            "nothing was written"
-        )
-    path = os.path.join(directory, "assets.extra", "token_ids.tflite")
-    with _writing(export_dir):
-        tf.io.gfile.makedirs(os.path.dirname(path))
-        with tf.io.gfile.GFile(path, "wb") as f:
-            f.write(model)
-    return (
-        f"LiteRT: {os.path.relpath(path, directory)}, {len(model) / 1e6:.1f} MB, weights in {weights}, for 1 x "
-        f"{servable.seq_length} tokens, at most {difference:.1e} from the trained model"
-    )
+    for line in saved_model.export(args.model_dir, args.export_dir, args.checkpoint, args.weights, args.litert):
+        say(line)
 
 
 if __name__ == "__main__":

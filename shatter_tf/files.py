@@ -7,10 +7,12 @@ from collections.abc import Iterator
 
 import tensorflow as tf
 
-from shatter_tf.command_line import UserError, first_line
+from shatter_tf.errors import UserError, first_line
 
 INCOMPLETE = ".incomplete"  # ends the name of what is being written
+
 LOCK_FILE = ".lock"  # locked by the process that holds a directory
+
 # What TensorFlow raises when an object store has not answered ten times, or when a remote device is gone.
 PASSING_ERRORS = (tf.errors.AbortedError, tf.errors.DeadlineExceededError, tf.errors.UnavailableError)
 

@@ -13,12 +13,10 @@ The same command resumes from the newest checkpoint in MODEL_DIR; on SIGTERM and
 """
 
 import argparse
-import contextlib
-import os
 import sys
 
-from shatter_tf.command_line import UserError, first_line, new_parser, quieten_logging, run, say
-from shatter_tf.preemption import StopRequest
+from shatter_tf.console import new_parser, quieten_logging, run
+from shatter_tf.training.preemption import StopRequest
 
 MODES = ("train_and_eval", "train", "eval")
 
@@ -49,38 +47,12 @@ def main(argv: list[str]) -> None:
     stop = StopRequest()
     if args.mode != "eval":
         stop.listen()
-    from shatter_tf import checkpoints, distribution, files, settings, trainer
-    from shatter_tf import model_dir as model_dirs
+    from shatter_tf.training import job
 
     quieten_logging()
-    resolved = settings.resolve(
-        args.experiment,
-        config_file=args.config_file,
-        params_override=args.params_override,
-        data_dir=args.data_dir,
-        init_checkpoint=args.init_checkpoint,
-        model_dir=args.model_dir,
-    )
-    if args.mode == "eval" and not checkpoints.latest_checkpoint(args.model_dir):
-        raise UserError(f"--model_dir={args.model_dir}: no checkpoint to evaluate")
-    try:
-        strategy = distribution.build_strategy(resolved.params.runtime)
-        writes = args.mode != "eval" and distribution.is_chief()
-        with model_dirs.held_for_training(args.model_dir) if writes else contextlib.nullcontext():
-            session = trainer.Session(resolved, args.model_dir, strategy)
-            session.say(session.describe())
-            if args.mode == "eval":
-                session.evaluate()
-                return
-            finished = session.train(evaluate=args.mode == "train_and_eval", stop=stop)
-    except distribution.WorkerLost as error:
-        say(f"another worker is gone; restart all, they resume from the last checkpoint ({error})")
-        os._exit(os.EX_TEMPFAIL)  # without an orderly shutdown, which would wait for the one that is gone
-    except files.PASSING_ERRORS as error:
-        say(f"stopped: {first_line(error)}; the same command resumes from the last checkpoint", sys.stderr)
-        sys.exit(os.EX_TEMPFAIL)
-    if not finished:
-        sys.exit(os.EX_TEMPFAIL)  # 75: a scheduler should try again
+    code = job.run(stop=stop, **vars(args))
+    if code:
+        sys.exit(code)
 
 
 if __name__ == "__main__":

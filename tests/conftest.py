@@ -14,9 +14,10 @@ import tf_keras
 from exported import EXPORTED, make_exported
 from tensorflow.python.framework import ops
 
-from shatter_tf.command_line import quieten_logging
-from shatter_tf.data.tokenizer import SPECIAL_TOKENS
-from shatter_tf.preemption import StopRequest
+from shatter_tf import errors
+from shatter_tf.console import quieten_logging
+from shatter_tf.data.vocabulary import SPECIAL_TOKENS
+from shatter_tf.training.preemption import StopRequest
 
 gc.freeze()  # half a million library objects, which every collection would scan
 quieten_logging()
@@ -52,22 +53,22 @@ WORDS = [
 # Signals are blocked before TensorFlow starts threads, as `train` does.
 _CHANGED = """
 import os, signal, time
-from shatter_tf import command_line, train
-command_line.configure_libraries()
+from shatter_tf import console, train
+console.configure_libraries()
 signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
 import tensorflow as tf
-from shatter_tf import trainer
+from shatter_tf.training import loop, session, trainer
 {change}
-command_line.run(train.main)
+console.run(train.main)
 """
 _SIGNALS_ITSELF = """
-report = trainer.Session._report
-def report_and_signal(session, *args):
-    loss = report(session, *args)
-    if session.step == {step}:
+report = loop.Loop._report
+def report_and_signal(self, *args):
+    loss = report(self, *args)
+    if self.session.step == {step}:
         os.kill(os.getpid(), {number:d})
     return loss
-trainer.Session._report = report_and_signal
+loop.Loop._report = report_and_signal
 """
 
 
@@ -85,7 +86,8 @@ def signals_itself(step: int, number: int) -> str:
 
 
 @pytest.fixture(autouse=True)
-def _fresh_state():
+def _fresh_state(monkeypatch):
+    monkeypatch.setattr(errors, "_prefix", "")  # commands set it
     tf_keras.utils.set_random_seed(0)
     yield
     tf_keras.mixed_precision.set_global_policy("float32")
@@ -112,7 +114,8 @@ def vocab_file(tmp_path, vocabulary) -> str:
 @pytest.fixture
 def write_corpus(tmp_path, vocabulary):
     """Returns a function that writes a corpus of given documents (lists of ids) as `prepare` would."""
-    from shatter_tf.data import shards, tokenizer
+    from shatter_tf.data import vocabulary as vocabularies
+    from shatter_tf.data.corpus import shards
 
     def write(documents: list[list[list[int]]], validation: list[list[int]] = ((2, 10, 5, 4),)) -> str:
         directory = tmp_path / "corpus"
@@ -129,7 +132,7 @@ def write_corpus(tmp_path, vocabulary):
         (directory / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
         shards.Corpus(
             vocabulary_size=len(vocabulary),
-            vocabulary_sha256=tokenizer.vocabulary_hash(vocabulary),
+            vocabulary_sha256=vocabularies.vocabulary_hash(vocabulary),
             lower_case=True,
             unicode_normalization="NFC",
             seq_length=16,
@@ -166,7 +169,7 @@ def pretrain(write_corpus, random_documents):
 
     from tiny import tiny_override
 
-    from shatter_tf import settings
+    from shatter_tf.training import settings
 
     def make(more=""):
         override = ",".join(filter(None, [tiny_override(), "task.train_data.global_batch_size=4", more]))
@@ -180,7 +183,7 @@ def fine_tune(tmp_path, vocab_file):
     """Returns a function that resolves a tiny run of an experiment on rows of TSV files, without a checkpoint."""
     from tiny import tiny_override
 
-    from shatter_tf import settings
+    from shatter_tf.training import settings
 
     def make(experiment, train, dev=None, more=""):
         for split, rows in (("train", train), ("dev", dev or train)):

@@ -8,19 +8,20 @@ import reference
 import tensorflow as tf
 import tf_keras
 
-from shatter_tf.attention import (
+from shatter_tf.encoders.shatter.attention import ShatterAttention
+from shatter_tf.encoders.shatter.config import NORMALIZERS, PARTITIONS, ShatterConfig
+from shatter_tf.encoders.shatter.encoder import ShatterEncoderBlock
+from shatter_tf.encoders.shatter.equations import (
     PART_EPSILON,
     SMALL_SHARE,
-    ShatterAttention,
     attend,
     attention_map,
     attention_mask,
+    mask_and_partition,
     normalize_parts,
 )
-from shatter_tf.config import NORMALIZERS, PARTITIONS, ShatterConfig
-from shatter_tf.dropout import dropout, row_keys
-from shatter_tf.encoder import ShatterEncoderBlock
-from shatter_tf.partition import position_partition
+from shatter_tf.encoders.shatter.partition import position_partition
+from shatter_tf.layers.dropout import dropout, row_keys
 
 B, L, P, E = 3, 11, 5, 7  # distinct primes: a transposed axis cannot pass
 D = P * E
@@ -61,8 +62,8 @@ def inputs(seed=0):
 
 
 def call(layer, x, input_mask):
-    length = x.shape[1]
-    return layer(tf.constant(x), attention_mask(tf.constant(input_mask)), position_partition(layer.config, length))
+    packs = tf.constant(input_mask)
+    return layer(tf.constant(x), packs, mask_and_partition(layer.config, packs, tf.float32))
 
 
 def built(cls, **choices):
@@ -190,20 +191,21 @@ def test_shift_equivariance():
 def test_fewer_queries_than_keys_give_the_first_positions():
     layer = built(ShatterEncoderBlock)
     x = tf.constant(inputs())
-    mask, f = attention_mask(tf.constant(MASKS["packed"])), position_partition(layer.config, L)
-    whole, part = layer(x, mask, f), layer(x, mask[:, :4], f[:, :4])
+    packs = tf.constant(MASKS["packed"])
+    whole = layer(x, packs)
+    part = layer(x, packs, mask_and_partition(layer.config, packs, tf.float32, num_queries=4))
     np.testing.assert_allclose(part[0], whole[0][:, :4], atol=1e-5)
     assert part[1].shape == (B, 4, L)
 
 
 def test_eager_graph_and_xla_agree():
     layer = built(ShatterEncoderBlock)
-    x, mask = tf.constant(inputs()), attention_mask(tf.constant(MASKS["packed"]))
-    f = position_partition(layer.config, L)
+    x = tf.constant(inputs())
+    packs = tf.constant(MASKS["packed"])
 
     def value_and_gradients():
         with tf.GradientTape() as tape:
-            h, _ = layer(x, mask, f)
+            h, _ = layer(x, packs)
             loss = tf.reduce_sum(tf.sin(h))
         return [h, *tape.gradient(loss, layer.trainable_variables)]
 
@@ -229,13 +231,17 @@ def test_dropout_acts_on_the_one_map():
     np.testing.assert_allclose(dropped, tf.reduce_sum(kept, axis=-1), rtol=1e-4)
 
 
-def test_dropout_is_for_training_alone():
-    layer = built(ShatterEncoderBlock, dropout_rate=0.5, attention_dropout_rate=0.5)
-    x, mask = tf.constant(inputs()), attention_mask(tf.constant(MASKS["full"]))
-    f, keys = position_partition(layer.config, L), row_keys(seed=0, step=1, batch_size=B)
-    assert np.any(layer(x, mask, f, training=True)[0] != layer(x, mask, f, training=True)[0])
-    np.testing.assert_array_equal(layer(x, mask, f, keys, training=True)[0], layer(x, mask, f, keys, training=True)[0])
-    np.testing.assert_array_equal(layer(x, mask, f)[0], layer(x, mask, f)[0])
+@pytest.mark.parametrize("cls", [ShatterAttention, ShatterEncoderBlock])
+def test_dropout_is_for_training_only(cls):
+    layer = built(cls, dropout_rate=0.5, attention_dropout_rate=0.5)
+    x = tf.constant(inputs())
+    packs = tf.constant(MASKS["full"])
+    keys = row_keys(seed=0, step=1, batch_size=B)
+    assert np.any(layer(x, packs, training=True)[0] != layer(x, packs, training=True)[0])
+    with_keys = [layer(x, packs, dropout_keys=keys, training=True)[0] for _ in range(2)]
+    np.testing.assert_array_equal(*with_keys)
+    np.testing.assert_array_equal(layer(x, packs)[0], layer(x, packs)[0])
+    np.testing.assert_array_equal(layer(x, packs, dropout_keys=keys, training=False)[0], layer(x, packs)[0])
 
 
 @pytest.mark.parametrize(
@@ -256,17 +262,17 @@ def test_blocks_of_queries_give_the_same_values_and_gradients(size, choices, jit
     x = tf.constant(inputs())
     keys = row_keys(seed=0, step=1, batch_size=B)
 
-    def value_and_gradients(*pairs):
+    def value_and_gradients(packs, maps=None):
         with tf.GradientTape() as tape:
             tape.watch(x)
-            h, _ = layer(x, *pairs, dropout_keys=keys)
+            h, _ = layer(x, packs, maps, keys, training=True)
             loss = tf.reduce_sum(tf.sin(h))
         return [h, *tape.gradient(loss, [x, *layer.trainable_variables])]
 
     in_blocks = tf.function(value_and_gradients, jit_compile=jit_compile, autograph=False)
     for name, packs in MASKS.items():
         packs = tf.constant(packs)
-        at_once = value_and_gradients(attention_mask(packs), position_partition(layer.config, L))
+        at_once = value_and_gradients(packs, mask_and_partition(layer.config, packs, tf.float32))
         for expected, actual in zip(at_once, in_blocks(packs), strict=True):
             largest = float(tf.reduce_max(tf.abs(expected)))
             np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=2e-4 * max(1.0, largest), err_msg=name)

@@ -5,7 +5,8 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
-from shatter_tf.baselines import POSITIONS, BertBaseline, BertConfig
+from shatter_tf.encoders.bert.config import POSITIONS, BertConfig
+from shatter_tf.encoders.bert.encoder import BertBaseline
 
 SIZES = dict(
     vocab_size=50,

@@ -9,17 +9,21 @@ import sys
 import pytest
 import tensorflow as tf
 
-from shatter_tf import benchmark, cross_compiler, settings
-from shatter_tf.benchmark import largest_batch
-from shatter_tf.command_line import UserError
-from shatter_tf.training_step import TrainingStep, matmul_flops, synthetic_batch
+from shatter_tf import benchmark
+from shatter_tf.encoders.registry import FAMILIES
+from shatter_tf.errors import UserError
+from shatter_tf.measuring import cost, cross_compiler
+from shatter_tf.measuring.cost import largest_batch
+from shatter_tf.measuring.hlo import matmul_flops
+from shatter_tf.measuring.step import TrainingStep, synthetic_batch
+from shatter_tf.training import settings
 
 TPU_PYTHON, GPU_PYTHON = (
     os.path.join(os.path.dirname(os.path.dirname(__file__)), f".venv-{kind}", "bin", "python")
     for kind in ("tpu", "gpu")
 )
 SIZES = dict(vocab_size=128, hidden_size=16, num_layers=1, num_parts=2, intermediate_size=32)
-OVERRIDE = ",".join(f"task.model.encoder.any.{key}={value}" for key, value in SIZES.items())
+OVERRIDE = ",".join(f"task.model.encoder.shatter.{key}={value}" for key, value in SIZES.items())
 
 
 def run_benchmark(*flags):
@@ -32,7 +36,7 @@ def test_flops_are_those_of_the_matrix_products():
     batch, length, masked, width, inner, vocabulary = 3, 16, 3, 16, 32, 128
     params = settings.resolve_without_data(
         params_override=f"{OVERRIDE},task.train_data.global_batch_size={batch},task.train_data.seq_length={length},"
-        "task.model.encoder.any.use_position_bias=false,task.model.encoder.any.normalizer=row_sum"
+        "task.model.encoder.shatter.use_position_bias=false,task.model.encoder.shatter.normalizer=row_sum"
     )
     tokens, pairs = batch * length, batch * length * length
     weights = tokens * width * (2 * width + 2 * inner) + batch * masked * (width * width + width * vocabulary)
@@ -47,10 +51,10 @@ def test_flops_are_those_of_the_matrix_products():
 @pytest.mark.parametrize(
     "more",
     [
-        "task.model.encoder.any.query_block_size=4",
-        "task.model.encoder.any.query_block_size=8,task.model.encoder.any.recompute_blocks=true",
+        "task.model.encoder.shatter.query_block_size=4",
+        "task.model.encoder.shatter.query_block_size=8,task.model.encoder.shatter.recompute_blocks=true",
         "trainer.accumulation_steps=3",
-        "trainer.accumulation_steps=3,task.model.encoder.any.query_block_size=8",
+        "trainer.accumulation_steps=3,task.model.encoder.shatter.query_block_size=8",
     ],
 )
 def test_flops_of_a_loop_count_for_each_round(more):
@@ -65,13 +69,15 @@ def test_flops_of_a_loop_count_for_each_round(more):
     assert whole <= flops(more) < 1.6 * whole
 
 
-def test_a_step_gives_back_its_memory():
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_a_step_gives_back_its_memory(precision):
     params = settings.resolve_without_data(
-        params_override=f"{OVERRIDE},task.train_data.global_batch_size=2,task.train_data.seq_length=16"
+        params_override=f"{OVERRIDE},task.train_data.global_batch_size=2,task.train_data.seq_length=16,"
+        f"runtime.mixed_precision_dtype={precision}"
     )
     step = TrainingStep(params, synthetic_batch(params))
     step.hlo()
-    variables = [*step.model.variables, *step._optimizer.variables()]
+    variables = [*step.model.variables, *step.optimizer.variables()]
     assert len(variables) > 3 * len(step.model.trainable_variables)
     step.free()
     assert not any(variable.read_value().shape.num_elements() for variable in variables)
@@ -93,8 +99,11 @@ def test_the_largest_batch_fits_and_one_more_does_not(fixed, per_row, memory):
 class Target:
     """A device on which a row takes 3 bytes in Shatter and 5 in BERT, half of that beyond 100 rows, and weights 100."""
 
+    precision = "float32"
+
     def __init__(self, refinements):
-        self.refinements, self.compiled = refinements, []
+        self.refinements = refinements
+        self.compiled = []
 
     def compile(self, name, params):
         rows = params.task.train_data.global_batch_size
@@ -109,10 +118,10 @@ class Target:
 def test_the_largest_batches_of_both_models_are_measured(refinements, largest):
     args = benchmark.parse_arguments([f"--params_override={OVERRIDE}", "--memory_gb=1e-6"])
     target = Target(refinements)
-    measurement = benchmark.measure(args, target, seq_length=16, batch_size=8)
+    measurement = cost.measure_models(args, target, seq_length=16, batch_size=8)
     assert [measurement[name]["largest_batch"] for name in ("shatter", "bert")] == largest
     assert measurement["ratio"]["largest_batch"] == largest[0] / largest[1]
-    assert "largest batch that fits" in benchmark.format_table(measurement, "bert")
+    assert "largest batch that fits" in cost.format_table(measurement, "bert")
     assert len(target.compiled) == len(set(target.compiled)) == 2 * (2 + refinements)
 
 
@@ -159,27 +168,51 @@ def test_cycles_of_a_loop_count_once_for_each_round():
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
-        ("--target=abacus", "give cpu, gpu, tpu:v4:2x2x1"),
-        ("--target=tpu:v4", "a generation and a topology"),
-        ("--target=gpu", "sees no GPU"),
-        ("--target=gpu:abacus", "give cpu, gpu, .*v100"),
-        ("--target=cpu:v100", "give cpu, gpu, .*v100"),
-        ("--target=gpu:v100 --train_steps=9", "gives no times"),
-        ("--compiler_python=nowhere", None),
-        ("--json=nowhere/f.json", "no such directory"),
-        ("--rounds=0", "not positive"),
-        ("--seq_length=4", "seq_length=4 is less than 8"),
-        ("--config_file=nowhere.yaml", "no such file"),
+        ("--target=abacus", "--target=abacus: .*cpu, gpu, tpu:v4:2x2x1"),
+        ("--target=tpu:v4", "--target=tpu:v4: .*tpu:v4:2x2x1"),
+        ("--target=gpu", "--target=gpu: "),
+        ("--target=gpu:abacus", "--target=gpu:abacus: .*v100"),
+        ("--target=cpu:v100", "--target=cpu:v100: .*v100"),
+        ("--target=gpu:v100 --train_steps=9", "--train_steps: --target=gpu:v100 "),
+        ("--compiler_python=nowhere --target=tpu:v4:2x2x1", "--compiler_python=nowhere: .*make tpu-compiler"),
+        ("--json=nowhere/f.json", "--json=nowhere/f.json"),
+        ("--rounds=0", "--rounds=0"),
+        ("--seq_length=4", "seq_length=4 .*8"),
+        ("--config_file=nowhere.yaml", "--config_file=nowhere.yaml"),
+        ("--compare=brt", r"--compare=brt: .*\bbert\b"),
+        ("--compare=shatter", r"--compare=shatter: .*\bbert\b"),
     ],
 )
 def test_a_mistake_is_one_line(capsys, flag, message):
-    flags = flag.split() if message else [flag, "--target=tpu:v4:2x2x1"]
+    flags = flag.split()
     if flag == "--target=gpu" and tf.config.list_physical_devices("GPU"):
         pytest.skip("there is a GPU")
-    with pytest.raises(UserError, match=message or "make tpu-compiler") as refusal:
+    with pytest.raises(UserError, match=message) as refusal:
         benchmark.main([f"--params_override={OVERRIDE}", *flags])
     assert "\n" not in str(refusal.value)
     assert capsys.readouterr().out == ""
+
+
+def test_every_other_family_may_be_compared(capsys):
+    with pytest.raises(UserError) as refusal:
+        benchmark.main(["--compare=nonsense"])
+    assert set(FAMILIES) - {"shatter"} <= set(str(refusal.value).replace(",", "").split())
+    for name in set(FAMILIES) - {"shatter"}:
+        args = benchmark.parse_arguments([f"--compare={name}", f"--params_override={OVERRIDE}"])
+        cost.check(args)
+        models = cost.resolve(args, "float32", seq_length=16, batch_size=2)
+        encoders = {key: params.task.model.encoder for key, params in models.items()}
+        assert {key: encoder.type for key, encoder in encoders.items()} == {"shatter": "shatter", name: name}
+        assert {encoder.get().hidden_size for encoder in encoders.values()} == {SIZES["hidden_size"]}
+
+
+def test_sizes_may_have_the_name_that_shatter_had():
+    old = OVERRIDE.replace(".shatter.", ".any.")
+    assert old != OVERRIDE
+    args = benchmark.parse_arguments([f"--params_override={old}"])
+    for params in cost.resolve(args, "float32", seq_length=1024, batch_size=2).values():
+        assert params.task.model.encoder.get().hidden_size == SIZES["hidden_size"]
+        assert params.task.model.encoder.get().longest == 1024
 
 
 @pytest.mark.slow
@@ -190,7 +223,7 @@ def test_both_models_are_measured_side_by_side(tmp_path):
         *(f"--json={json_path}", f"--plot={png_path}"),
     )
     assert process.returncode == 0, process.stderr
-    assert "Days of 1,000 steps" in process.stdout
+    assert "1,000 steps" in process.stdout
     assert png_path.read_bytes().startswith(b"\x89PNG")
     result = json.loads(json_path.read_text())
     assert [m["seq_length"] for m in result["measurements"]] == [16, 32]
@@ -204,6 +237,40 @@ def test_both_models_are_measured_side_by_side(tmp_path):
             assert figures["training_days"] > 0
         for key, ratio in measurement["ratio"].items():
             assert math.isclose(ratio, measurement["shatter"][key] / measurement["bert"][key])
+
+
+FAKE_COMPILER = """#!/bin/sh
+echo "$@" >> {calls}
+echo 'noise before the line'
+echo '{{"compiler": "fake 1.0", "peak_bytes": 3000000, "temporary_bytes": 5, "cycles": 2000000}}'
+"""
+
+
+def test_a_compiler_gets_both_modules_and_gives_the_figures(tmp_path, capsys):
+    calls, compiler, path = (tmp_path / name for name in ("calls", "python", "f.json"))
+    compiler.write_text(FAKE_COMPILER.format(calls=calls))
+    compiler.chmod(0o755)
+    benchmark.main(
+        [
+            *(f"--params_override={OVERRIDE}", "--target=tpu:v5e:2x2", "--seq_length=16", "--batch_size=2"),
+            *(f"--compiler_python={compiler}", f"--json={path}", f"--hlo_dir={tmp_path / 'hlo'}", "--train_steps=10"),
+        ]
+    )
+    assert "fake 1.0" in capsys.readouterr().out
+    for name, call in zip(("shatter", "bert"), calls.read_text().splitlines(), strict=True):
+        script, module, target, text = call.split()
+        assert script == cross_compiler.__file__
+        assert os.path.getsize(module) > 1000
+        assert os.path.basename(module) == f"{name}-2x16.hlo.pb"
+        assert target == "tpu:v5e:2x2"
+        assert text == module.replace(".pb", ".txt")
+
+    result = json.loads(path.read_text())
+    assert (result["precision"], result["compiler"]) == ("bfloat16", "fake 1.0")
+    assert result["encoder"]["num_parts"] == SIZES["num_parts"]
+    figures = result["measurements"][0]["shatter"]
+    assert math.isclose(figures["step_seconds"], 2e6 / 1.5e9)
+    assert math.isclose(figures["training_days"], 10 * 256 * 16 / (2 * 16 / figures["step_seconds"]) / 86_400)
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-from shatter_tf.command_line import UserError
+from shatter_tf.errors import UserError
 from shatter_tf.files import held
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -22,8 +22,8 @@ SENTENCES = [
     "then it was under the mat",
 ]
 TINY = (
-    "task.model.encoder.any.hidden_size=16,task.model.encoder.any.num_layers=1,task.model.encoder.any.num_parts=4,"
-    "task.model.encoder.any.intermediate_size=16"
+    "task.model.encoder.shatter.hidden_size=16,task.model.encoder.shatter.num_layers=1,task.model.encoder.shatter.num_parts=4,"
+    "task.model.encoder.shatter.intermediate_size=16"
 )
 
 
@@ -171,13 +171,13 @@ def test_a_refusal_is_one_line_and_exit_code_2(tmp_path):
     """And comes before any device is initialised, after which threads could not be set."""
     program = """
 import atexit
-from shatter_tf import command_line, train
+from shatter_tf import console, train
 def set_threads():
     import tensorflow as tf
     tf.config.threading.set_inter_op_parallelism_threads(1)
     print("no device")
 atexit.register(set_threads)
-command_line.run(train.main)
+console.run(train.main)
 """
     flags = ["--experiment=shatter/pretrian", f"--model_dir={tmp_path}/run"]
     done = subprocess.run(
@@ -196,12 +196,15 @@ command_line.run(train.main)
     [
         (["--experiment=shatter/pretrian", "--data_dir={base}/corpus"], "did you mean shatter/pretrain?"),
         (["--params_override=trainer.train_step=5"], "no setting trainer.train_step (did you mean train_steps"),
-        (["--params_override=task.model.encoder.any.hidden_size=foo"], "hidden_size='foo' is not a whole number"),
-        (["--params_override=task.model.encoder.any.num_parts=7"], "hidden_size=768 is not divisible by num_parts=7"),
+        (["--params_override=task.model.encoder.shatter.hidden_size=foo"], "hidden_size='foo' is not a whole number"),
+        (
+            ["--params_override=task.model.encoder.shatter.num_parts=7"],
+            "hidden_size=768 is not divisible by num_parts=7",
+        ),
         (["--params_override=task.train_data.seq_length=1024"], "seq_length=1024 is longer than the encoder's 512"),
         (["--params_override=runtime.num_gpus=8"], "runtime.num_gpus=8, but this machine has 0"),
         (["--params_override=runtime.mixed_precision_dtype=float8"], "use float32, bfloat16, float16"),
-        (["--params_override=task.model.encoder.any.vocab_size=50"], "less than the vocabulary's"),
+        (["--params_override=task.model.encoder.shatter.vocab_size=50"], "less than the vocabulary's"),
         (["--params_override=nonsense"], "expected key=value"),
         (["--config_file={base}/none.yaml"], "no such file"),
         (["--data_dir={base}/none"], "no such file; make a corpus with"),
@@ -246,8 +249,8 @@ def test_train_refuses_unfit_data_and_directories(world, tmp_path):
     flags = [f"--data_dir={base}/labelled", f"--init_checkpoint={base}/pretrain", f"--model_dir={run}"]
     assert "holds a run of shatter/pretrain" in refuse("train", "--experiment=shatter/classify", *flags)
     flags = ["--experiment=shatter/pretrain", f"--data_dir={base}/corpus", f"--model_dir={run}"]
-    message = refuse("train", *flags, f"--params_override={TINY},task.model.encoder.any.num_layers=2")
-    assert "encoder.any.num_layers was 1, not 2" in message
+    message = refuse("train", *flags, f"--params_override={TINY},task.model.encoder.shatter.num_layers=2")
+    assert "encoder.shatter.num_layers was 1, not 2" in message
     (tmp_path / "home").mkdir()
     (tmp_path / "home/diary.txt").write_text("dear")
     assert "not empty" in refuse("train", *flags[:2], f"--model_dir={tmp_path}/home")

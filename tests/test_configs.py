@@ -10,15 +10,18 @@ import yaml
 from official.core import exp_factory
 from tiny import TINY, one_step
 
-from shatter_tf import compare, model_dir, settings
-from shatter_tf.command_line import UserError
+from shatter_tf.errors import UserError
+from shatter_tf.measuring import comparison
+from shatter_tf.measuring import grid as grids
+from shatter_tf.training import run_dir as model_dir
+from shatter_tf.training import settings
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIGS, GRIDS = (sorted((ROOT / name).glob("*.yaml")) for name in ("configs", "research"))
 # What shrinking changes, whatever the file.
 SHRUNK = ",".join(
     [
-        *(f"task.model.encoder.any.{key}={value}" for key, value in TINY.items()),
+        *(f"task.model.encoder.shatter.{key}={value}" for key, value in TINY.items()),
         "task.train_data.global_batch_size=4,task.train_data.seq_length=16,runtime.mixed_precision_dtype=float32",
     ]
 )
@@ -80,7 +83,7 @@ def test_config(path, write_corpus, random_documents, tmp_path, vocab_file, requ
 
     one_step(resolve(shrunk + more))
     as_it_is = resolve(more)
-    assert as_it_is.task.model.encoder.any.problems() == []
+    assert as_it_is.task.model.encoder.shatter.problems() == []
     in_file = yaml.safe_load(text)
     if experiment != "shatter/pretrain":
         del in_file["task"]["model"]  # wins over the checkpoint's settings, not over the defaults
@@ -91,7 +94,7 @@ def test_config(path, write_corpus, random_documents, tmp_path, vocab_file, requ
 @pytest.mark.parametrize("data", ["train_data", "validation_data"])
 @pytest.mark.parametrize("experiment", ["shatter/pretrain", "shatter/tag"])
 def test_tensorflow_datasets_are_refused_where_they_are_not_read(experiment, data):
-    with pytest.raises(UserError, match=f"task.{data}.tfds_name=squad/v1.1: .* give --data_dir, "):
+    with pytest.raises(UserError, match=f"task.{data}.tfds_name=squad/v1.1: .* give data_dir, "):
         settings.resolve(experiment, params_override=f"task.{data}.tfds_name=squad/v1.1")
 
 
@@ -104,14 +107,14 @@ def test_every_run_of_a_grid_could_start(path, write_corpus, random_documents, t
     corpus = write_corpus(random_documents(shards=1, per_shard=30))
     for split in ("train", "dev"):
         (tmp_path / f"{split}.tsv").write_text("the cat\tanimal\nthe mat\tthing\n" * 20)
-    grid, resolved = compare.read_grid(str(path), corpus), []
+    grid, resolved = grids.read_grid(str(path), corpus), []
     begun_with = {job.init_checkpoint for job in grid.jobs} - {None}
     encoders = {model: _pretend_to_have_run(model, corpus, tmp_path) for model in begun_with}
     for job in grid.jobs:
         if job.init_checkpoint:
             encoder = encoders[job.init_checkpoint]
             job = dataclasses.replace(job, init_checkpoint=encoder, data_dir=str(tmp_path))
-        resolved.append(compare.prepare_job(grid, job, str(tmp_path / "out"))[1])
+        resolved.append(comparison.prepare_job(grid, job, str(tmp_path / "out")))
     assert len({(str(run.params.as_dict())) for run in resolved}) == len(resolved)  # no two variants are the same
 
 
@@ -121,9 +124,9 @@ def _pretend_to_have_run(model, corpus, base):
         run = settings.resolve("shatter/pretrain", config_file="configs/pretrain_tiny.yaml", data_dir=corpus)
     else:
         output = pathlib.Path(*pathlib.Path(model).parts[:2])
-        grid = compare.read_grid(f"research/{output.name}.yaml", corpus)
+        grid = grids.read_grid(f"research/{output.name}.yaml", corpus)
         (job,) = (job for job in grid.jobs if f"{output}/{job.name}/model" == model)
-        _, run = compare.prepare_job(grid, job, str(base / output))
+        run = comparison.prepare_job(grid, job, str(base / output))
     model_dir.write(str(base / model), run)
     return str(base / model)
 

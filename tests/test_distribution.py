@@ -18,11 +18,14 @@ from conftest import WORDS, signals_itself, train_command
 from official.core import config_definitions as cfg
 from tiny import tiny_override
 
-from shatter_tf import checkpoints, distribution, model_dir, trainer
-from shatter_tf.command_line import UserError
+from shatter_tf import checkpoints
+from shatter_tf.errors import UserError
+from shatter_tf.training import distribution
+from shatter_tf.training import run_dir as model_dir
+from shatter_tf.training.session import Session
 
 ROOT = pathlib.Path(__file__).parents[1]
-DROPOUT = "task.model.encoder.any.dropout_rate=0.1,task.model.encoder.any.attention_dropout_rate=0.1"
+DROPOUT = "task.model.encoder.shatter.dropout_rate=0.1,task.model.encoder.shatter.attention_dropout_rate=0.1"
 RATE = "trainer.optimizer_config.learning_rate.polynomial.initial_learning_rate"
 STEPS = "trainer.train_steps=6,trainer.steps_per_loop=1,trainer.checkpoint_interval=2,trainer.validation_interval=3"
 
@@ -73,9 +76,9 @@ def run(pretrain, tmp_path, monkeypatch, capsys):
         devices, ops = [f"CPU:{i}" for i in range(cpus)], tf.distribute.ReductionToOneDevice()
         strategy = tf.distribute.MirroredStrategy(devices, cross_device_ops=ops)
         if cpus > 1:
-            monkeypatch.setattr(trainer, "build_strategy", lambda runtime: strategy)
+            monkeypatch.setattr("shatter_tf.training.session.build_strategy", lambda runtime: strategy)
         settings = f"{STEPS},{DROPOUT},task.train_data.global_batch_size=8,runtime.enable_xla=false,{override}"
-        session = trainer.Session(resolve(more=settings.rstrip(",")), str(tmp_path / name))
+        session = Session(resolve(more=settings.rstrip(",")), str(tmp_path / name))
         assert session.trainer.strategy.num_replicas_in_sync == cpus
         session.train(evaluate=True)
         monkeypatch.undo()
@@ -123,7 +126,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(run, xla, cpus):
 def test_batches_that_replicas_cannot_share_are_refused(pretrain, tmp_path, override, message):
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
     with pytest.raises(UserError, match=message):
-        trainer.Session(pretrain(more=override), str(tmp_path / "run"), strategy)
+        Session(pretrain(more=override), str(tmp_path / "run"), strategy)
 
 
 # A hundred for each test process, below the ports that a system gives to connections, any of which could take a port
@@ -343,9 +346,10 @@ def test_devices_that_are_not_there_are_refused_at_once(monkeypatch, choices, tf
 def test_a_tpu_that_is_not_there_is_refused():
     """In a process of its own: looking for a TPU begins by discarding every function of the process."""
     code = (
-        "from official.core import config_definitions as cfg; from shatter_tf import command_line, distribution\n"
+        "from official.core import config_definitions as cfg; from shatter_tf import console\n"
+        "from shatter_tf.training import distribution\n"
         "choices = cfg.RuntimeConfig(distribution_strategy='tpu', tpu='local')\n"
-        "command_line.run(lambda _: distribution.build_strategy(choices))"
+        "console.run(lambda _: distribution.build_strategy(choices))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from shatter_tf.config import ShatterConfig
-from shatter_tf.dropout import dropout, row_keys, site_keys
-from shatter_tf.encoder import ShatterEncoder
+from shatter_tf.encoders.shatter.config import ShatterConfig
+from shatter_tf.encoders.shatter.encoder import ShatterEncoder
+from shatter_tf.layers.dropout import dropout, row_keys, site_keys
 
 SHAPE = (8, 64, 96)
 

@@ -7,8 +7,9 @@ import tf_keras
 from official.nlp.configs import encoders
 from official.nlp.modeling import networks
 
-from shatter_tf.config import ShatterConfig
-from shatter_tf.encoder import ShatterEncoder, squared_relu
+from shatter_tf.encoders.shatter.config import ShatterConfig
+from shatter_tf.encoders.shatter.encoder import ShatterEncoder
+from shatter_tf.layers.activations import squared_relu
 
 
 def small(**choices) -> ShatterConfig:
@@ -187,7 +188,7 @@ def test_impossible_configs_are_refused(choices, message):
 
 
 def test_sequences_longer_than_the_table_are_refused():
-    with pytest.raises(ValueError, match="54 tokens long.*max_sequence_length=53"):
+    with pytest.raises(ValueError, match="54 tokens long.* at most 53"):
         ShatterEncoder(small())(batch(54))
 
 

@@ -18,9 +18,12 @@ from hypothesis import strategies as st
 from official.core import exp_factory
 from tiny import tiny_override
 
-from shatter_tf import command_line, experiments, model_dir, prepare, train, trainer
-from shatter_tf.command_line import UserError
-from shatter_tf.data import shards
+from shatter_tf import prepare, train
+from shatter_tf.data.corpus import shards
+from shatter_tf.errors import UserError
+from shatter_tf.tasks import registry as experiments
+from shatter_tf.training import job
+from shatter_tf.training import run_dir as model_dir
 
 # So many settings, and so many damaged files, are tried.
 CASES = 500
@@ -72,7 +75,7 @@ def stop(*args, **kwargs):
 @pytest.fixture
 def without_building(monkeypatch):
     """Stops `shatter_tf.train` where it would build the model: what is refused is refused before that."""
-    monkeypatch.setattr(trainer, "Session", stop)
+    monkeypatch.setattr(job, "Session", stop)
 
 
 def is_accepted(*argv):
@@ -126,11 +129,11 @@ def some_settings(draw, experiment, values=VALUES, most=2):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("experiment", experiments.NAMES)
+@pytest.mark.parametrize("experiment", experiments.EXPERIMENTS)
 def test_random_settings(experiment, data_dir, without_building):
     before, accepted = contents(data_dir), []
 
-    @fuzz(max_examples=CASES // len(experiments.NAMES))
+    @fuzz(max_examples=CASES // len(experiments.EXPERIMENTS))
     @given(some_settings(experiment))
     def test(chosen):
         accepted.append(is_accepted(*flags_of(experiment, data_dir, chosen), f"--model_dir={data_dir / 'run'}"))
@@ -141,7 +144,7 @@ def test_random_settings(experiment, data_dir, without_building):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("experiment", experiments.NAMES)
+@pytest.mark.parametrize("experiment", experiments.EXPERIMENTS)
 def test_random_settings_to_the_end(experiment, data_dir, tmp_path, monkeypatch):
     """Those that are accepted: the run is built, trained and evaluated."""
     before, ended = contents(data_dir), []
@@ -151,7 +154,7 @@ def test_random_settings_to_the_end(experiment, data_dir, tmp_path, monkeypatch)
     def test(chosen):
         flags = [*flags_of(experiment, data_dir, chosen), f"--model_dir={tmp_path / 'runs' / str(len(ended))}"]
         with monkeypatch.context() as patch:
-            patch.setattr(trainer, "Session", stop)
+            patch.setattr(job, "Session", stop)
             assume(is_accepted(*flags))
         ended.append(succeeds(train, *flags))
 

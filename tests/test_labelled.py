@@ -7,9 +7,9 @@ import pytest
 import tensorflow as tf
 from tiny import real_rows
 
-from shatter_tf.command_line import UserError
 from shatter_tf.data import labelled, text
 from shatter_tf.data.labelled import LabelledDataConfig, LabelledDataLoader, Row, read_rows
+from shatter_tf.errors import UserError
 
 
 def write(tmp_path, name, content):

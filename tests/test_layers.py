@@ -11,12 +11,12 @@ import tf_keras
 from layer_checks import check_layer
 
 import shatter_tf
-from shatter_tf import baselines
-from shatter_tf.attention import ShatterAttention, attention_mask
-from shatter_tf.config import ShatterConfig
-from shatter_tf.encoder import ShatterEncoder, ShatterEncoderBlock
-from shatter_tf.partition import position_partition
-from shatter_tf.text_encoder import TextEncoder
+from shatter_tf.encoders.base import PackedEncoder
+from shatter_tf.encoders.bert import encoder as bert_encoder
+from shatter_tf.encoders.shatter.attention import ShatterAttention
+from shatter_tf.encoders.shatter.config import ShatterConfig
+from shatter_tf.encoders.shatter.encoder import ShatterEncoder, ShatterEncoderBlock
+from shatter_tf.serving.text_encoder import TextEncoder
 
 CONFIG = ShatterConfig(
     vocab_size=31,
@@ -67,9 +67,8 @@ def _call_encoder(layer, training=False):
 
 def _call_block(layer, training=False):
     vectors = VECTORS[..., : layer.config.hidden_size]
-    if layer.config == IN_BLOCKS:
-        return layer(vectors, PACKS, training=training)[0]
-    return layer(vectors, attention_mask(PACKS), position_partition(CONFIG, 11), training=training)
+    outputs = layer(vectors, PACKS, training=training)
+    return outputs[0] if layer.config == IN_BLOCKS else outputs
 
 
 def _norm(name):
@@ -101,9 +100,9 @@ CHECKS = [
     (ShatterEncoder, IN_BLOCKS, _call_encoder, _encoder(_norm("final_layer_norm"), part="position_bias")),
 ]
 # Model Garden's layers with a change or two: test_baselines.py.
-# TextEncoder is one of strings: test_text_encoder.py.
-EXEMPT = {TextEncoder} | {
-    cls for _, cls in inspect.getmembers(baselines, inspect.isclass) if cls.__module__ == baselines.__name__
+# TextEncoder is one of strings: test_text_encoder.py. PackedEncoder has no blocks of its own.
+EXEMPT = {TextEncoder, PackedEncoder} | {
+    cls for _, cls in inspect.getmembers(bert_encoder, inspect.isclass) if cls.__module__ == bert_encoder.__name__
 }
 
 

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from shatter_tf import model_dir
-from shatter_tf.command_line import UserError
+from shatter_tf.errors import UserError
+from shatter_tf.training import run_dir as model_dir
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_what_is_not_ours_is_not_written_over(pretrain, tmp_path, files):
 
 def test_names_that_tensorflow_takes_for_patterns_are_refused(pretrain, tmp_path):
     """TensorFlow would write checkpoints there, and not find them again."""
-    with pytest.raises(UserError, match=r"^--model_dir=\S+lr.1e-3.: TensorFlow takes \[ \] for a pattern of names"):
+    with pytest.raises(UserError, match=r"^model_dir=\S+lr.1e-3.: TensorFlow takes \[ \] for a pattern of names"):
         model_dir.check(str(tmp_path / "lr[1e-3]"), pretrain())
 
 
@@ -56,7 +56,7 @@ def test_a_run_may_go_on_in_less_memory_but_not_as_another_model(pretrain, tmp_p
     bert = pretrain("task.model.encoder.type=bert")
     model_dir.write(str(tmp_path / "bert"), bert)
     model_dir.check(str(tmp_path / "bert"), bert)
-    with pytest.raises(UserError, match="holds another model .encoder.any.norm_first was True, not False"):
+    with pytest.raises(UserError, match="holds another model .encoder.shatter.norm_first was True, not False"):
         model_dir.check(str(tmp_path), pretrain(f"{any_}.recompute_blocks=true,{any_}.norm_first=false"))
 
 
@@ -90,11 +90,11 @@ def test_a_damaged_history_is_refused(tmp_path, line):
 
 def test_two_processes_do_not_train_in_one_directory(tmp_path):
     directory = str(tmp_path / "run")
-    holder = "import sys, time\nfrom shatter_tf.model_dir import held_for_training\n"
+    holder = "import sys, time\nfrom shatter_tf.training.run_dir import held_for_training\n"
     holder += "with held_for_training(sys.argv[1]):\n    print('held', flush=True)\n    time.sleep(100)"
     with subprocess.Popen([sys.executable, "-c", holder, directory], stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "held\n"
-        refusal = f"--model_dir={directory}: another process trains there"
+        refusal = f"model_dir={directory}: another process trains there"
         with pytest.raises(UserError, match=refusal), model_dir.held_for_training(directory):
             pass
         other.send_signal(signal.SIGKILL)  # which leaves nothing that needs cleaning up

@@ -5,8 +5,8 @@ import pytest
 import reference
 import tensorflow as tf
 
-from shatter_tf.config import PARTITIONS, ShatterConfig
-from shatter_tf.partition import far_parts, position_partition, soft_partition, squash
+from shatter_tf.encoders.shatter.config import PARTITIONS, ShatterConfig
+from shatter_tf.encoders.shatter.partition import far_parts, position_partition, soft_partition, squash
 
 FAMILIES = pytest.mark.parametrize("family", PARTITIONS)
 

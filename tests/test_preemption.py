@@ -8,7 +8,7 @@ import pytest
 
 WAIT = """
 import os, signal, sys, time
-from shatter_tf.preemption import StopRequest
+from shatter_tf.training.preemption import StopRequest
 stop = StopRequest()
 stop.listen()
 {before}
@@ -16,8 +16,8 @@ os.kill(os.getpid(), signal.{number})
 {after}
 time.sleep(60)
 """
-STUCK = "stopped, as asked, in steps that did not end; the same command resumes from the last checkpoint\n"
-SAVED = "stopped, as asked, with nothing unsaved; the same command resumes from there\n"
+STUCK = "stopped on request, in steps that did not end; the same command resumes from the last checkpoint\n"
+SAVED = "stopped on request, with nothing unsaved; the same command resumes from there\n"
 
 
 @pytest.mark.parametrize("number", ["SIGTERM", "SIGINT"])
@@ -51,7 +51,7 @@ def test_a_second_signal_ends_it_whatever_it_does():
 
 
 def test_nobody_reads_what_it_says():
-    program = "from shatter_tf.command_line import say\nfor i in range(99): say('x' * 9999)\nraise SystemExit(7)"
+    program = "from shatter_tf.console import say\nfor i in range(99): say('x' * 9999)\nraise SystemExit(7)"
     process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.close()
     process.stdout = None

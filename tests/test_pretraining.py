@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from shatter_tf.command_line import UserError
-from shatter_tf.data.pretraining import PretrainDataConfig, PretrainDataLoader, cut_into_rows, mask_row
+from shatter_tf.data.masking import mask_row
+from shatter_tf.data.pretraining import PretrainDataConfig, PretrainDataLoader, cut_into_rows
+from shatter_tf.errors import UserError
 
 MASK, SPECIAL = 5, {0, 2, 3, 4, 5}
 

@@ -9,8 +9,6 @@ import tensorflow as tf
 from official.core import task_factory
 from tiny import one_step, real_rows, tiny_override
 
-from shatter_tf import model_dir, settings, trainer
-from shatter_tf.command_line import UserError
 from shatter_tf.data.question_answering import (
     QuestionAnsweringDataConfig,
     QuestionAnsweringDataLoader,
@@ -21,7 +19,12 @@ from shatter_tf.data.question_answering import (
     read_squad,
     windows,
 )
-from shatter_tf.data.tokenizer import SPECIAL_TOKENS, Tokenizer
+from shatter_tf.data.tokenizer import Tokenizer
+from shatter_tf.data.vocabulary import SPECIAL_TOKENS
+from shatter_tf.errors import UserError
+from shatter_tf.training import run_dir as model_dir
+from shatter_tf.training import settings
+from shatter_tf.training.session import Session
 
 SHORT = "The café in Zürich sold 12 (twelve) crêpes; a naïve ﬁsh ate 3."
 HANGUL = "Cafe\u0301 x 한국의 수도, 서울! Straße 7. İzmir."
@@ -361,7 +364,7 @@ def test_tensorflow_datasets_are_read_as_the_file_they_were_made_of(write, words
         assert found.path == f"tfds_name=squad/v{version}, tfds_split=validation"
         assert (found.contexts, found.questions) == (expected.contexts, expected.questions)
         assert task.version_2_with_negative == (version == "2.0")
-        with pytest.raises(UserError, match="--data_dir=here and task.train_data.tfds_name=squad/v.*: one is read"):
+        with pytest.raises(UserError, match="data_dir=here and task.train_data.tfds_name=squad/v.*: only one is read"):
             settings.resolve("shatter/answer", data_dir="here", params_override=override)
     with (
         tfds.testing.mock_data(policy=tfds.testing.MockPolicy.USE_CODE),
@@ -418,7 +421,7 @@ def test_settings_that_cannot_be_are_refused(run, more, message):
 
 
 def test_data_must_be_named(words):
-    with pytest.raises(UserError, match="no questions: give --data_dir, with train.json and dev.json"):
+    with pytest.raises(UserError, match="no questions: give data_dir, with train.json and dev.json"):
         settings.resolve("shatter/answer", params_override=f"task.train_data.vocab_file={words}")
 
 
@@ -468,7 +471,7 @@ def test_a_run_goes_on_where_it_was(write, words, tmp_path, capsys):
 @pytest.mark.slow
 def test_replicas_share_an_evaluation(run, tmp_path, monkeypatch):
     def evaluate(name):
-        session = trainer.Session(run(squad(impossible=IMPOSSIBLE)), str(tmp_path / name))
+        session = Session(run(squad(impossible=IMPOSSIBLE)), str(tmp_path / name))
         assert session.trainer.strategy.num_replicas_in_sync == (2 if name == "two" else 1)
         return session.evaluate()
 
@@ -476,7 +479,7 @@ def test_replicas_share_an_evaluation(run, tmp_path, monkeypatch):
     (tmp_path / "two").mkdir()
     expected = evaluate("one")
     cpus = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"], cross_device_ops=tf.distribute.ReductionToOneDevice())
-    monkeypatch.setattr(trainer, "build_strategy", lambda runtime: cpus)
+    monkeypatch.setattr("shatter_tf.training.session.build_strategy", lambda runtime: cpus)
     assert evaluate("two") == pytest.approx(expected, rel=1e-5)
 
 

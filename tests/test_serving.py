@@ -97,7 +97,8 @@ def inputs_for(signature, number: int, length: int) -> dict[str, np.ndarray]:
 
 
 def in_python(function, inputs) -> dict[str, np.ndarray]:
-    outputs = function(**{key: tf.constant(value) for key, value in inputs.items()})
+    specs = function.structured_input_signature[1]
+    outputs = function(**{key: tf.constant(value, specs[key].dtype) for key, value in inputs.items()})
     return {key: value.numpy() for key, value in outputs.items()}
 
 
@@ -116,11 +117,13 @@ def test_the_cpp_loader_gives_what_python_does(signatures, loaders, name):
     expected_names = {"serving_default", "embed", "token_ids"} | ({"fill_mask"} if name == "pretrain" else set())
     assert set(functions) == expected_names
     for signature, function in functions.items():
-        for number, length in ((1, 1), (2, 5), (8, 30), (3, 100)):
+        for number, length in ((1, 1), (2, 5), (8, 30), (3, 100), (0, 7)):
             if signature == "token_ids":
                 length = min(length, 32)
             inputs = inputs_for(function, number, length)
-            assert_same(loaders[name].run(signature, inputs), in_python(function, inputs))
+            outputs = loaders[name].run(signature, inputs)
+            assert_same(outputs, in_python(function, inputs))
+            assert {len(value) for value in outputs.values()} == {number}
 
 
 def test_strings_of_any_bytes_arrive_whole(signatures, loaders):
@@ -211,7 +214,7 @@ def test_memory_stays_flat(exported, program, signatures, names, number):
 def request_for(name, signature, inputs):
     request = predict_pb2.PredictRequest(model_spec=model_pb2.ModelSpec(name=name, signature_name=signature))
     for key, value in inputs.items():
-        request.inputs[key].CopyFrom(tf.make_tensor_proto(value))
+        request.inputs[key].CopyFrom(cpp_loader.proto(value))
     return request
 
 
@@ -247,6 +250,16 @@ def test_rows_columns_and_grpc_agree_for_every_signature(signatures, stub, rest,
                     assert np.array(by_columns[key], object).tolist() == decoded(value)
                 else:  # the same float32s, to the last bit
                     np.testing.assert_array_equal(np.array(by_columns[key], value.dtype).reshape(value.shape), value)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_empty_batch_has_empty_answers(signatures, stub, name):
+    for signature, function in signatures[name].items():
+        response = stub.Predict(request_for(name, signature, inputs_for(function, 0, 6)), 60)
+        assert set(response.outputs) == set(function.structured_outputs)
+        for key, value in response.outputs.items():
+            assert tf.make_ndarray(value).shape[0] == 0
+            assert value.dtype == function.structured_outputs[key].dtype
 
 
 def decoded(value):

@@ -6,11 +6,11 @@ import re
 import pytest
 from tiny import tiny_override
 
-from shatter_tf import settings
-from shatter_tf.command_line import UserError
 from shatter_tf.data import labelled
+from shatter_tf.errors import UserError
+from shatter_tf.training import settings
 
-ENCODER, OPTIMIZER = "task.model.encoder.any", "trainer.optimizer_config.optimizer"
+ENCODER, OPTIMIZER = "task.model.encoder.shatter", "trainer.optimizer_config.optimizer"
 
 
 def test_unset_schedule_and_intervals_follow_from_train_steps(pretrain):
@@ -41,7 +41,7 @@ def test_steps_without_a_learning_rate_are_warned_of(pretrain, capsys, decay_ste
 def test_whole_numbers_are_taken_for_floats(pretrain):
     run = pretrain(f"{OPTIMIZER}.adamw.weight_decay_rate=1,{ENCODER}.squashing_scale=2,trainer.train_steps=3")
     assert type(run.params.trainer.optimizer_config.optimizer.adamw.weight_decay_rate) is float
-    assert type(run.params.task.model.encoder.any.squashing_scale) is float
+    assert type(run.params.task.model.encoder.shatter.squashing_scale) is float
     assert type(run.params.trainer.train_steps) is int
 
 
@@ -106,11 +106,11 @@ def test_files_then_flags(pretrain, tmp_path, write_corpus, random_documents):
         ("task.hub_module_url=x,task.init_cls_pooler=true", "no setting task.hub_module_url"),
         ("task.scale_loss=true", "task.scale_loss=True: has no effect here"),
         ("task.model.mlm_output_weights_use_proj=true", "use_proj=True: has no effect here"),
-        ("task.train_data.use_next_sentence_label=true", "next_sentence_label=True: has no effect here"),
-        (f"{ENCODER}.output_range=4", "any.output_range=4 is for encoders in Python alone"),
-        (f"{ENCODER}.return_attention_scores=true", "any.return_attention_scores=True is for encoders in Python"),
+        ("task.train_data.use_next_sentence_label=true", "next_sentence_label=True: the data has no such labels"),
+        (f"{ENCODER}.output_range=4", "shatter.output_range=4 is for encoders in Python only"),
+        (f"{ENCODER}.return_attention_scores=true", "shatter.return_attention_scores=True is for encoders in Python"),
         (f"task.model.encoder.type=bert,{ENCODER}.num_parts=0", "bert.num_attention_heads=0 is not positive"),
-        ("task.init_checkpoint=nowhere", "task.init_checkpoint=nowhere: give --init_checkpoint"),
+        ("task.init_checkpoint=nowhere", "task.init_checkpoint=nowhere: give init_checkpoint"),
         ("runtime.tpu=local", "runtime.tpu=local, but runtime.distribution_strategy=mirrored; use tpu"),
         ("runtime.loss_scale=dynamic", "runtime.loss_scale=dynamic is for runtime.mixed_precision_dtype=float16"),
         ("runtime.loss_scale=8,runtime.mixed_precision_dtype=float16", "runtime.loss_scale=8.0: .* use dynamic"),
@@ -120,12 +120,12 @@ def test_files_then_flags(pretrain, tmp_path, write_corpus, random_documents):
         ),
         (
             "runtime.distribution_strategy=tpu,runtime.tpu=pod,task.train_data.enable_tf_data_service=true",
-            "runtime.tpu=pod: its hosts have TensorFlow alone, and cannot take batches of a tf.data service",
+            "runtime.tpu=pod: its hosts have only TensorFlow, and cannot take batches of a tf.data service",
         ),
         ("task.train_data.seed=-1", r"task.train_data.seed=-1 is not in \[0, 2\^32\)"),
         ("trainer.validation_steps=0", "trainer.validation_steps=0: use -1 for all"),
         ("trainer.best_checkpoint_metric_comp=hihger", "best_checkpoint_metric_comp=hihger: use higher, lower"),
-        ("trainer.optimizer_config.learning_rate.type=stepwise", "no adamw with a stepwise learning rate comes"),
+        ("trainer.optimizer_config.learning_rate.type=stepwise", "no adamw with a stepwise learning rate follows"),
         ("trainer.optimizer_config.learning_rate.type=null", "with a None learning rate .* must be spec"),
         ("task.model.cls_heads=[5]", "task.model.cls_heads: the data has no labels for such a head"),
         ("runtime.enable_xla=7", "runtime.enable_xla=7 is not true or false"),
@@ -152,15 +152,18 @@ def test_files_then_flags(pretrain, tmp_path, write_corpus, random_documents):
             "grpc://localhost:9: no dispatcher of a tf.data service answers.*refused",
         ),
         ("task.validation_data.enable_tf_data_service=true", "validation reads each row once, on this machine"),
-        ('task.train_data.input_path="\\ud800"', "--params_override=.*surrogates not allowed"),
+        ('task.train_data.input_path="\\ud800"', "params_override=.*surrogates not allowed"),
         ("trainer.accumulation_steps=0", "trainer.accumulation_steps=0 is not positive"),
         ("runtime.mixed_precision_dtype=float8", "mixed_precision_dtype=float8: use float32, bfloat16, float16"),
         ("runtime.distribution_strategy=mirorred", "did you mean mirrored"),
-        ("task.model.encoder.any.hidden_activation=glue", "hidden_activation=glue: no such activation"),
+        ("task.model.encoder.shatter.hidden_activation=glue", "hidden_activation=glue: no such activation"),
         ("trainer.optimizer_config.warmup.polynomial.name=é", "warmup.polynomial.name=é: TensorFlow takes letters"),
         (f"{OPTIMIZER}.adamw.name=é", "optimizer.adamw.name=é: TensorFlow takes letters"),
         ("task.model.mlm_activation=glue", "task.model.mlm_activation=glue: no such activation; try gelu"),
-        ("trainer.train_steps=0,task.model.encoder.any.dropout_rate=2", "dropout_rate=2.* is not in .*train_steps=0"),
+        (
+            "trainer.train_steps=0,task.model.encoder.shatter.dropout_rate=2",
+            "dropout_rate=2.* is not in .*train_steps=0",
+        ),
     ],
 )
 def test_refused(pretrain, override, message):
@@ -182,7 +185,7 @@ def test_files_settings_and_devices_are_refused_at_once(tmp_path):
     assert_refused(
         [
             "train.tsv:1: 1 column(s); expected",
-            f"--data_dir={tmp_path}: no dev.tsv, .csv or .jsonl",
+            f"data_dir={tmp_path}: no dev.tsv, .csv or .jsonl",
             "nowhere: no such vocabulary file",
             f"{ENCODER}.dropout_rate=2.0 is not in [0, 1)",
             "trainer.train_steps=0 is not positive",
@@ -203,8 +206,8 @@ def test_what_the_data_says_is_refused_at_once(tmp_path, vocab_file):
             "dev.tsv:1: the label '3' is not among the training labels",
             "2 training rows are fewer than global_batch_size=3",
             "task.model.num_classes=5, but the data has 2 labels",
-            f"--model_dir={tmp_path}: not empty, and not a training directory",
-            "trainer.best_checkpoint_eval_metric=los: there are loss, cls_accuracy (did you mean loss?)",
+            f"model_dir={tmp_path}: not empty, and not a training directory",
+            "trainer.best_checkpoint_eval_metric=los: use loss, cls_accuracy (did you mean loss?)",
             "task.train_data.global_batch_size=3 cannot be shared by 1 replica in 2 parts each",
         ],
         "shatter/classify",
@@ -216,7 +219,7 @@ def test_what_the_data_says_is_refused_at_once(tmp_path, vocab_file):
 
 def test_a_checkpoint_that_is_none_is_refused_with_the_settings(tmp_path):
     assert_refused(
-        [f"--init_checkpoint={tmp_path}: not a training directory", "trainer.train_steps=-1 is not positive"],
+        [f"init_checkpoint={tmp_path}: not a training directory", "trainer.train_steps=-1 is not positive"],
         "shatter/answer",
         init_checkpoint=str(tmp_path),
         params_override="trainer.train_steps=-1",
@@ -226,10 +229,10 @@ def test_a_checkpoint_that_is_none_is_refused_with_the_settings(tmp_path):
 @pytest.mark.parametrize(
     ("experiment", "message"),
     [
-        ("shatter/pretrain", "no corpus: give --data_dir"),
-        ("shatter/classify", "no labelled text: give --data_dir"),
-        ("shatter/tag", "no tagged sentences: give --data_dir"),
-        ("shatter/answer", "no questions: give --data_dir"),
+        ("shatter/pretrain", "no corpus: give data_dir"),
+        ("shatter/classify", "no labelled text: give data_dir"),
+        ("shatter/tag", "no tagged sentences: give data_dir"),
+        ("shatter/answer", "no questions: give data_dir"),
     ],
 )
 def test_without_data_the_settings_are_checked_all_the_same(experiment, message, vocab_file):
@@ -259,7 +262,7 @@ def test_a_file_to_validate_on_wins_over_the_dataset_of_training(classify, tmp_p
     ).params.task
     assert (task.train_data.tfds_name, task.validation_data.tfds_name) == ("topics", "")
     assert (task.train_data.tfds_split, task.validation_data.tfds_split) == ("train", "")
-    with pytest.raises(UserError, match="task.train_data.input_path=.* and tfds_name=topics: one is read"):
+    with pytest.raises(UserError, match="task.train_data.input_path=.* and tfds_name=topics: only one is read"):
         settings.resolve("shatter/classify", params_override=f"{override},task.train_data.input_path={rows}")
 
 
@@ -308,11 +311,11 @@ def test_labels_that_are_no_numbers_are_refused(fine_tune, label):
 
 @pytest.mark.parametrize(
     ("said", "shatter", "bert"),
-    [("", "squared_relu", "gelu"), (",task.model.encoder.any.hidden_activation=relu", "relu", "relu")],
+    [("", "squared_relu", "gelu"), (",task.model.encoder.shatter.hidden_activation=relu", "relu", "relu")],
 )
 def test_bert_keeps_its_activation_unless_another_is_asked_for(pretrain, said, shatter, bert):
     encoder = pretrain("task.model.encoder.type=bert" + said).params.task.model.encoder
-    assert (encoder.any.hidden_activation, encoder.bert.hidden_activation) == (shatter, bert)
+    assert (encoder.shatter.hidden_activation, encoder.bert.hidden_activation) == (shatter, bert)
 
 
 @pytest.mark.parametrize(

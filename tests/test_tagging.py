@@ -14,11 +14,13 @@ from conftest import WORDS
 from official.core import task_factory
 from tiny import real_rows, tiny_override
 
-from shatter_tf import checkpoints, model_dir, trainer
-from shatter_tf.command_line import UserError
+from shatter_tf import checkpoints
 from shatter_tf.data import tagging
 from shatter_tf.data.tagging import NO_TAG, TaggingDataConfig, TaggingDataLoader, read_sentences
 from shatter_tf.data.tokenizer import Tokenizer
+from shatter_tf.errors import UserError
+from shatter_tf.training import run_dir as model_dir
+from shatter_tf.training.session import Session
 
 SMALL = "runtime.enable_xla=false,trainer.train_steps=2,trainer.steps_per_loop=1"
 
@@ -153,11 +155,11 @@ def test_metrics_are_those_of_all_sentences(fine_tune, tmp_path, monkeypatch, ta
     if replicas > 1:
         ops = tf.distribute.ReductionToOneDevice()
         strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"], cross_device_ops=ops)
-        monkeypatch.setattr(trainer, "build_strategy", lambda runtime: strategy)
+        monkeypatch.setattr("shatter_tf.training.session.build_strategy", lambda runtime: strategy)
     run = fine_tune("shatter/tag", tagged(tags, 10), more=SMALL)
     assert run.params.task.class_names == sorted(tags)
     model_dir.write(str(tmp_path / "run"), run)
-    session = trainer.Session(run, str(tmp_path / "run"))
+    session = Session(run, str(tmp_path / "run"))
     rng = np.random.default_rng(0)
     for variable in session.trainer.model.trainable_variables:
         variable.assign(rng.normal(0, 1, variable.shape))
@@ -199,14 +201,14 @@ def test_the_loss_is_the_mean_over_words_whatever_the_parts(fine_tune):
     (batch, *_) = task.build_inputs(task.task_config.train_data).take(1)
     counts = np.sum(batch["label_ids"].numpy() != NO_TAG, axis=1)
     assert counts[:2].sum() != counts[2:].sum()
-    assert float(task.weight(batch)) == counts.sum()
+    assert float(task.weights(batch)["loss"]) == counts.sum()
     losses = []
     for parts in (1, 2):
-        task.accumulation_steps = parts
         tf_keras.utils.set_random_seed(0)
         model = task.build_model()
         optimizer = task.create_optimizer(params.trainer.optimizer_config)
-        losses.append(float(task.train_step(batch, model, optimizer, task.build_metrics(training=True))["loss"]))
+        metrics = task.build_metrics(training=True)
+        losses.append(float(task.train_step(batch, model, optimizer, metrics, accumulation_steps=parts)["loss"]))
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 

@@ -4,8 +4,8 @@ import gzip
 
 import pytest
 
-from shatter_tf.command_line import UserError
 from shatter_tf.data import text
+from shatter_tf.errors import UserError
 
 
 def write(tmp_path, content: bytes, name="a.txt") -> str:
@@ -59,35 +59,38 @@ def test_an_endless_line_is_cut(tmp_path, monkeypatch):
 def test_invalid_utf8_is_refused_with_its_position(tmp_path, monkeypatch, block):
     monkeypatch.setattr(text, "_BLOCK_BYTES", block)
     path = write(tmp_path, "né\n".encode() + b"ab\xe9cd\n")
-    with pytest.raises(UserError, match=r"a\.txt: invalid UTF-8 at byte 6; .*--errors=replace"):
+    with pytest.raises(UserError, match=r"a\.txt: .*\b6\b.*errors=replace"):
         list(text.read_documents(path, "line"))
-    with pytest.raises(UserError, match=r"a\.txt: invalid UTF-8 at byte 6; convert the file$"):
-        list(text.read_lines(path))  # of labelled text, say, for which there is no flag
+    with pytest.raises(UserError, match=r"a\.txt: .*\b6\b") as error:
+        list(text.read_lines(path))
+    assert "errors" not in str(error.value)  # of labelled text, say, for which there is no such flag
     assert list(text.read_documents(path, "line", "replace")) == ["né", "ab\ufffdcd"]
     for content, byte in ((b"ab\xe9cd\n", 5), (b"ab\xe9", 5), (b"\xe9", 3)):
-        with pytest.raises(UserError, match=f"invalid UTF-8 at byte {byte};"):
+        with pytest.raises(UserError, match=rf"a\.txt: .*\b{byte}\b"):
             list(text.read_lines(write(tmp_path, b"\xef\xbb\xbf" + content)))
 
 
 def test_files_are_found_or_refused(tmp_path):
     first, second = write(tmp_path, b"x", "a.txt"), write(tmp_path, b"x", "b.txt")
-    assert text.find_files(f"{tmp_path}/*.txt,{first}") == [first, second]
+    assert text.find_files(f"{tmp_path}/*.txt,{first}", "input") == [first, second]
     (tmp_path / "same.md").symlink_to(first)
-    assert len(text.find_files(f"{first},{tmp_path}/./a.txt,{tmp_path}/same.md")) == 1
-    with pytest.raises(UserError, match="no such file"):
-        text.find_files(f"{tmp_path}/*.rst")
+    assert len(text.find_files(f"{first},{tmp_path}/./a.txt,{tmp_path}/same.md", "input")) == 1
+    with pytest.raises(UserError, match=rf"dev_input={tmp_path}/\*\.rst"):
+        text.find_files(f"{first},{tmp_path}/*.rst", "dev_input")
+    with pytest.raises(UserError, match="dev_input"):
+        text.find_files(" , ", "dev_input")
     literally = write(tmp_path, b"x", "[ab].txt")
-    assert text.find_files(literally) == [literally]
+    assert text.find_files(literally, "input") == [literally]
     (tmp_path / "gone.rst").symlink_to("nowhere")
-    with pytest.raises(UserError, match="gone.rst: cannot be read"):
-        text.find_files(f"{tmp_path}/*.rst")
+    with pytest.raises(UserError, match=f"^{tmp_path}/gone.rst: "):
+        text.find_files(f"{tmp_path}/*.rst", "input")
     write(tmp_path, b"", "c.txt")
-    with pytest.raises(UserError, match="c.txt: the file is empty"):
-        text.find_files(f"{tmp_path}/*.txt")
+    with pytest.raises(UserError, match=f"^{tmp_path}/c.txt: .*empty"):
+        text.find_files(f"{tmp_path}/*.txt", "input")
 
 
 def test_what_cannot_be_read_is_refused(tmp_path):
-    with pytest.raises(UserError, match=f"{tmp_path}: cannot be read"):
+    with pytest.raises(UserError, match=f"^{tmp_path}: "):
         list(text.read_lines(str(tmp_path)))
 
 
@@ -95,5 +98,5 @@ def test_a_broken_gzip_is_refused(tmp_path):
     path = write(tmp_path, b"text\n" * 1000, "a.txt.gz")
     with open(path, "r+b") as f:
         f.truncate(20)
-    with pytest.raises(UserError, match="cannot be read as gzip"):
+    with pytest.raises(UserError, match=f"^{path}: .*gzip"):
         list(text.read_documents(path))

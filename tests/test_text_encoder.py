@@ -1,33 +1,59 @@
 """Use from Python: vectors of strings from a run, fine-tuning with Keras alone, saving and loading."""
 
+import shutil
+
 import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
 
-from shatter_tf.command_line import UserError
-from shatter_tf.data.tokenizer import SPECIAL_TOKENS
-from shatter_tf.encoder import ShatterEncoder
-from shatter_tf.text_encoder import TextEncoder
+from shatter_tf.data.vocabulary import SPECIAL_TOKENS
+from shatter_tf.errors import UserError
+from shatter_tf.serving.load import load_encoder, load_text_encoder
+from shatter_tf.serving.text_encoder import TextEncoder
+from shatter_tf.training import run_dir
+from shatter_tf.training.session import Session
 
 TEXTS = ["the cat sat", "", "a big dog ran very fast. " * 40, "стол 😀"]
-ANY = dict(vocab_size=64, hidden_size=8, num_layers=1, num_parts=2, intermediate_size=8)
+SHATTER = dict(vocab_size=64, hidden_size=8, num_layers=1, num_parts=2, intermediate_size=8)
 BERT = dict(vocab_size=64, hidden_size=8, num_layers=1, num_attention_heads=2, intermediate_size=8)
 VOCABULARY = [*SPECIAL_TOKENS, "good", "bad", "film", "##s"]
 
 
 def test_a_run_and_its_export_give_the_same_vectors(exported, capsys):
-    layer = TextEncoder.from_model_dir(str(exported["pretrain"]))
+    layer = load_text_encoder(str(exported["pretrain"]))
     assert "new: 0 variables" in capsys.readouterr().out
     export = tf.saved_model.load(f"{exported['pretrain_export']}/1")
     texts = tf.constant(TEXTS)
     np.testing.assert_allclose(layer(texts), export.signatures["embed"](text=texts)["embedding"], atol=1e-5)
-    encoder = ShatterEncoder.from_model_dir(str(exported["pretrain"]))
+    encoder = load_encoder(str(exported["pretrain"]))
     inputs = layer.tokenizer.pad(layer.tokenizer.encode(texts, None, 128))
     np.testing.assert_array_equal(encoder(inputs)["sequence_output"], layer.encoder(inputs)["sequence_output"])
 
 
-@pytest.mark.parametrize("encoder", [dict(type="any", any=ANY), dict(type="bert", bert=BERT)])
+@pytest.mark.parametrize("choice", ["type=bert", "shatter.pooling=first_token"])
+def test_an_encoder_of_any_family_is_loaded_with_its_weights_and_a_pooler_to_train(pretrain, tmp_path, choice):
+    run = pretrain(more=f"task.model.encoder.{choice}")
+    run_dir.write(str(tmp_path), run)
+    session = Session(run, str(tmp_path))
+    session.saver.save()
+    trained = session.model.encoder_network
+    assert not trained.pooler_layer.trainable
+
+    encoder = load_encoder(str(tmp_path))
+    assert type(encoder) is type(trained)
+    assert encoder.pooler_layer.trainable
+    inputs = {name: tf.constant([[2, 7, 9, 3]]) for name in ("input_word_ids", "input_mask")}
+    inputs["input_type_ids"] = tf.zeros([1, 4], tf.int32)
+    np.testing.assert_array_equal(encoder(inputs)["sequence_output"], trained(inputs)["sequence_output"])
+
+
+def test_settings_of_older_versions_are_read():
+    layer = TextEncoder(dict(type="any", any=SHATTER), VOCABULARY, lower_case=True)
+    assert layer.get_config()["encoder"]["type"] == "shatter"
+
+
+@pytest.mark.parametrize("encoder", [dict(type="shatter", shatter=SHATTER), dict(type="bert", bert=BERT)])
 @pytest.mark.parametrize("file", ["model.keras", "model"])
 def test_keras_fits_saves_and_loads_it(tmp_path, encoder, file):
     inputs = tf_keras.Input([], dtype=tf.string)
@@ -49,7 +75,9 @@ def test_keras_fits_saves_and_loads_it(tmp_path, encoder, file):
 
 def test_long_inputs_are_attended_to_in_blocks_and_give_the_same_vectors():
     def vectors(**more):
-        layer = TextEncoder(dict(type="any", any={**ANY, **more}), VOCABULARY, lower_case=True, seq_length=16)
+        layer = TextEncoder(
+            dict(type="shatter", shatter={**SHATTER, **more}), VOCABULARY, lower_case=True, seq_length=16
+        )
         tf_keras.utils.set_random_seed(0)
         layer.set_weights([np.random.normal(size=weights.shape) for weights in layer.get_weights()])
         graph = tf.function(layer.__call__).get_concrete_function(tf.TensorSpec([None], tf.string)).graph
@@ -63,7 +91,7 @@ def test_long_inputs_are_attended_to_in_blocks_and_give_the_same_vectors():
 
 
 def test_columns_of_strings_are_as_good_as_rows():
-    layer = TextEncoder(dict(type="any", any=ANY), VOCABULARY, lower_case=True, seq_length=16)
+    layer = TextEncoder(dict(type="shatter", shatter=SHATTER), VOCABULARY, lower_case=True, seq_length=16)
     texts = tf.constant(["good film bad", "bad", "film film film"])
     column = tf_keras.Input((1,), dtype=tf.string)
     expected = layer(texts).numpy()
@@ -74,7 +102,7 @@ def test_columns_of_strings_are_as_good_as_rows():
             layer(wrong)
 
 
-@pytest.mark.parametrize("encoder", [dict(type="any", any=ANY), dict(type="bert", bert=BERT)])
+@pytest.mark.parametrize("encoder", [dict(type="shatter", shatter=SHATTER), dict(type="bert", bert=BERT)])
 def test_its_encoder_computes_in_the_layers_precision_wherever_it_is_rebuilt(encoder):
     layer = TextEncoder(encoder, VOCABULARY, lower_case=True, dtype="mixed_bfloat16")
     for one in (layer, TextEncoder.from_config(layer.get_config())):
@@ -84,14 +112,14 @@ def test_its_encoder_computes_in_the_layers_precision_wherever_it_is_rebuilt(enc
 
 def test_vectors_are_float32_in_mixed_precision():
     tf_keras.mixed_precision.set_global_policy("mixed_bfloat16")
-    layer = TextEncoder(dict(type="any", any=ANY), VOCABULARY, lower_case=True)
+    layer = TextEncoder(dict(type="shatter", shatter=SHATTER), VOCABULARY, lower_case=True)
     tf_keras.mixed_precision.set_global_policy("float32")
     assert layer.encoder.compute_dtype == "bfloat16"
     assert layer(tf.constant(TEXTS)).dtype == tf.float32
 
 
 def test_settings_come_back():
-    layer = TextEncoder(dict(type="any", any=ANY), VOCABULARY, lower_case=False, seq_length=17, name="text")
+    layer = TextEncoder(dict(type="shatter", shatter=SHATTER), VOCABULARY, lower_case=False, seq_length=17, name="text")
     clone = TextEncoder.from_config(layer.get_config())
     assert clone.get_config() == layer.get_config()
     clone(tf.constant(["x"]))
@@ -103,10 +131,15 @@ def test_settings_come_back():
 
 def test_refusals(exported, tmp_path):
     with pytest.raises(UserError, match="seq_length=513 is longer than the encoder's 512 positions"):
-        TextEncoder(dict(type="any", any=ANY), VOCABULARY, lower_case=True, seq_length=513)
+        TextEncoder(dict(type="shatter", shatter=SHATTER), VOCABULARY, lower_case=True, seq_length=513)
     with pytest.raises(UserError, match="seq_length=2: two special tokens leave no room for text"):
-        TextEncoder(dict(type="any", any=ANY), VOCABULARY, lower_case=True, seq_length=2)
-    with pytest.raises(UserError, match="not a training directory"):
-        TextEncoder.from_model_dir(str(tmp_path))
+        TextEncoder(dict(type="shatter", shatter=SHATTER), VOCABULARY, lower_case=True, seq_length=2)
+    for load in (load_encoder, load_text_encoder):
+        with pytest.raises(UserError, match=f"model_dir={tmp_path}: not a training directory"):
+            load(str(tmp_path))
+    shutil.copytree(exported["pretrain"], tmp_path / "run", ignore=shutil.ignore_patterns("ckpt*", "best"))
+    for load in (load_encoder, load_text_encoder):
+        with pytest.raises(UserError, match=f"model_dir={tmp_path}/run: no checkpoint"):
+            load(str(tmp_path / "run"))
     with pytest.raises(KeyError, match="num_heads"):
-        TextEncoder(dict(type="any", any=dict(ANY, num_heads=2)), VOCABULARY, lower_case=True)
+        TextEncoder(dict(type="shatter", shatter=dict(SHATTER, num_heads=2)), VOCABULARY, lower_case=True)

@@ -5,11 +5,11 @@ import types
 import numpy as np
 import pytest
 import tensorflow as tf
-import tf_keras
 from official.core import task_factory
 from tensorflow.python.tpu import tpu_system_metadata
 
-from shatter_tf import model_dir, trainer
+from shatter_tf.training import run_dir as model_dir
+from shatter_tf.training.session import Session
 
 CORES = 2
 _CPU = "/job:localhost/replica:0/task:0/device:CPU:"
@@ -60,11 +60,11 @@ def tpu_operations(function: tf.types.experimental.ConcreteFunction) -> set[str]
 def test_a_tpu_strategy_takes_training_and_evaluation(request, tmp_path, tpu_strategy, experiment, more):
     run = request.getfixturevalue(experiment)(more=f"runtime.mixed_precision_dtype=bfloat16,{more}".rstrip(","))
     model_dir.write(str(tmp_path), run)
-    session = trainer.Session(run, str(tmp_path), tpu_strategy)
+    session = Session(run, str(tmp_path), tpu_strategy)
     assert "on 2 replicas" in session.describe()
-    session._check_room()
-    session._save()
-    session = trainer.Session(run, str(tmp_path), tpu_strategy)
+    session.saver.check_room()
+    session.saver.save()
+    session = Session(run, str(tmp_path), tpu_strategy)
     assert session.checkpoint.endswith("ckpt-0")
     loop = session.trainer.create_train_loop_fn()
     train = loop.get_concrete_function(iter(session.trainer.train_dataset), tf.constant(2))
@@ -74,28 +74,45 @@ def test_a_tpu_strategy_takes_training_and_evaluation(request, tmp_path, tpu_str
     assert "TPUReplicateMetadata" in tpu_operations(evaluate)
 
 
+def test_a_run_goes_from_a_cpu_to_a_tpu_and_back(pretrain, tmp_path, tpu_strategy):
+    """The stand-in takes no steps; but what it restores and saves is what a TPU would."""
+    settings = "runtime.enable_xla=false,trainer.train_steps={},trainer.steps_per_loop=4"
+    settings += ",trainer.optimizer_config.learning_rate.polynomial.decay_steps=8"
+
+    def trained(directory, steps):
+        run = pretrain(more=settings.format(steps))
+        session = Session(run, str(directory))
+        session.train(evaluate=False)
+        variables = (*session.trainer.model.variables, *session.trainer.optimizer.variables())
+        return [variable.numpy() for variable in variables]
+
+    trained(tmp_path / "there_and_back", 4)
+    on_tpu = Session(pretrain(more=settings.format(8)), str(tmp_path / "there_and_back"), tpu_strategy)
+    assert on_tpu.step == 4
+    on_tpu.saver.save()
+    for a, b in zip(trained(tmp_path / "there_and_back", 8), trained(tmp_path / "stayed", 8), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
 @pytest.mark.parametrize("finite", [True, False])
-def test_the_step_without_loss_scaling_is_the_step(pretrain, finite):
-    """TPUs have no Keras loss scaling, which elsewhere does the skipping."""
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_a_step_is_taken_in_all_replicas_or_in_none(pretrain, finite, replicas):
     params = pretrain("runtime.enable_xla=false").params
-    results = []
-    for scales in (True, False):
-        tf_keras.utils.set_random_seed(0)
+    strategy = tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(replicas)])
+    with strategy.scope():
         task = task_factory.get_task(params.task)
         model = task.build_model()
         optimizer = task.create_optimizer(params.trainer.optimizer_config)
         optimizer._create_all_weights(model.trainable_variables)
-        if not finite:
-            task.weight = lambda inputs: tf.constant(np.nan)  # what the loss is divided by
-        step = tf.function(task.train_step)
-        batch = next(iter(task.build_inputs(params.task.train_data)))
-        before = [variable.numpy() for variable in model.trainable_variables]
-        for _ in range(2):
-            logs = step(batch, model, optimizer if scales else optimizer.inner_optimizer)
-        assert bool(logs["finite"]) == finite
-        assert int(optimizer.iterations) == 2
-        moved = [np.any(v.numpy() != b) for v, b in zip(model.trainable_variables, before, strict=True)]
-        assert all(moved) if finite else not any(moved)
-        results.append([v.numpy() for v in (*model.variables, *optimizer.inner_optimizer.variables())])
-    for with_scale, without in zip(*results, strict=True):
-        np.testing.assert_array_equal(with_scale, without)
+    if not finite:
+        task.loss_sums = lambda inputs, outputs: dict(loss=tf.reduce_sum(outputs["mlm_logits"]) * np.nan)
+    batch = next(iter(task.build_inputs(params.task.train_data)))
+    before = [variable.numpy() for variable in model.trainable_variables]
+
+    step = tf.function(lambda: strategy.run(task.train_step, args=(batch, model, optimizer)), autograph=False)
+    for _ in range(2):
+        (logs, *_) = strategy.experimental_local_results(step()["finite"])
+    assert bool(logs) == finite
+    assert int(optimizer.iterations.numpy()) == 2
+    moved = [np.any(v.numpy() != b) for v, b in zip(model.trainable_variables, before, strict=True)]
+    assert all(moved) if finite else not any(moved)

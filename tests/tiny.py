@@ -11,7 +11,7 @@ TINY = dict(hidden_size=12, num_layers=1, num_parts=3, intermediate_size=10, max
 
 def tiny_override(**choices) -> str:
     sizes = {**TINY, "dropout_rate": 0.0, "attention_dropout_rate": 0.0, **choices}
-    return ",".join(f"task.model.encoder.any.{key}={value}" for key, value in sizes.items())
+    return ",".join(f"task.model.encoder.shatter.{key}={value}" for key, value in sizes.items())
 
 
 def real_rows(batch) -> dict[str, np.ndarray]:

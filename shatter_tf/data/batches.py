@@ -1,11 +1,38 @@
 """The order of rows in fine-tuning, and how machines and replicas share the rows of a global batch."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Optional
 
 import numpy as np
 import tensorflow as tf
 from official.core import config_definitions as cfg
+
+
+@dataclasses.dataclass
+class TextDataConfig(cfg.DataConfig):
+    """What the data of all tasks that fine-tune has in common.
+
+    Attributes:
+      input_path: a file with the rows; or empty, with `tfds_name` (and `tfds_split`, `tfds_data_dir`) set, for tasks
+        that read TensorFlow Datasets.
+      is_training: rows shuffled, endlessly; or in order, once.
+      seq_length: longest input in tokens.
+      vocab_file: the vocabulary the encoder was pretrained with.
+      lower_case: whether that vocabulary is uncased.
+      seed: of the order, and in training of the initial weights, too.
+    """
+
+    seq_length: int = 128
+    vocab_file: str = ""
+    lower_case: bool = True
+    seed: int = 0
+
+    def problems(self) -> list[str]:
+        """Returns a line for everything that would fail later."""
+        if self.enable_tf_data_service:
+            return ["enable_tf_data_service is for pretraining; leave it out"]
+        return []
 
 
 def order_of_rows(number: int, params: cfg.DataConfig, start_step: int) -> tf.data.Dataset:

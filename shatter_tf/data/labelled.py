@@ -19,38 +19,29 @@ import tensorflow as tf
 from official.core import config_definitions as cfg
 from official.nlp.data import data_loader_factory
 
-from shatter_tf.command_line import UserError, first_line, nearest
-from shatter_tf.data.batches import batches_of_rows
+from shatter_tf.data.batches import TextDataConfig, batches_of_rows
 from shatter_tf.data.text import read_lines, whole_characters
-from shatter_tf.data.tokenizer import Tokenizer, read_vocabulary
+from shatter_tf.data.tokenizer import Tokenizer
+from shatter_tf.data.vocabulary import read_vocabulary
+from shatter_tf.errors import UserError, argument, first_line, nearest
 
 EXTENSIONS = (".tsv", ".csv", ".jsonl")
 
 
 @dataclasses.dataclass
-class LabelledDataConfig(cfg.DataConfig):
+class LabelledDataConfig(TextDataConfig):
     """Labelled texts as batches for classification or, without `labels`, for regression.
 
     Attributes:
-      input_path: a .tsv, .csv or .jsonl file; or empty, with `tfds_name` (and `tfds_split`, `tfds_data_dir`) set.
-      is_training: rows shuffled, endlessly; or in order, once.
-      seq_length: longest input in tokens; longer texts are cut.
-      vocab_file: the vocabulary the encoder was pretrained with.
-      lower_case: whether that vocabulary is uncased.
       labels: label names in the order of their ids; empty takes them, sorted, from the training rows. Without any, as
         in regression, the rows' labels are numbers.
       text_fields: features of a TFDS dataset that hold the text, or the two texts of a pair; empty takes all strings.
       label_field: feature of a TFDS dataset that holds the label.
-      seed: of the order, and in training of the initial weights, too.
     """
 
-    seq_length: int = 128
-    vocab_file: str = ""
-    lower_case: bool = True
     labels: list[str] = dataclasses.field(default_factory=list)
     text_fields: list[str] = dataclasses.field(default_factory=list)
     label_field: str = "label"
-    seed: int = 0
 
 
 @dataclasses.dataclass
@@ -69,7 +60,7 @@ def find_file(data_dir: str, split: str, extensions: tuple[str, ...] = EXTENSION
     if len(found) != 1:
         choices = f"{', '.join(extensions[:-1])} or {extensions[-1]}"
         problem = f"both {found[0]} and {found[1]} exist" if found else f"no {split}{choices}"
-        raise UserError(f"--data_dir={data_dir}: {problem}")
+        raise UserError(f"{argument('data_dir')}={data_dir}: {problem}")
     return found[0]
 
 
@@ -184,7 +175,7 @@ def load_rows(params: LabelledDataConfig) -> list[Row]:
     if params.tfds_name:
         return read_tfds(params)
     if not params.input_path:
-        raise UserError("no labelled text: give --data_dir, or task.train_data.tfds_name")
+        raise UserError(f"no labelled text: give {argument('data_dir')}, or task.train_data.tfds_name")
     return read_rows(params.input_path)
 
 
@@ -216,15 +207,17 @@ def label_numbers(rows: list[Row]) -> np.ndarray:
 class LabelledDataLoader:
     """Batches of labelled text; see the top of this file for their order."""
 
-    def __init__(self, params: LabelledDataConfig):
+    def __init__(
+        self, params: LabelledDataConfig, rows: Optional[list[Row]] = None, tokenizer: Optional[Tokenizer] = None
+    ):
         self.params = params
-        rows = load_rows(params)
+        rows = rows or load_rows(params)
         self.label_ids = label_ids(rows, params.labels) if params.labels else label_numbers(rows)
         self.texts = [
             np.array([text.encode() for text in column], object)
             for column in zip(*(r.texts for r in rows), strict=True)
         ]
-        self.tokenizer = Tokenizer(read_vocabulary(params.vocab_file), params.lower_case)
+        self.tokenizer = tokenizer or Tokenizer(read_vocabulary(params.vocab_file), params.lower_case)
 
     def load(self, input_context: Optional[tf.distribute.InputContext] = None, start_step: int = 0) -> tf.data.Dataset:
         """Returns batches from step `start_step` on, of this input pipeline's share of the global batch.

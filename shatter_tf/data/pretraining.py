@@ -21,9 +21,10 @@ from official.core import config_definitions as cfg
 from official.nlp.data import data_loader_factory
 
 from shatter_tf.data.batches import endless, share_of_batches
+from shatter_tf.data.corpus.shards import Corpus
+from shatter_tf.data.masking import mask_row
 from shatter_tf.data.service import address_problem, made_by_workers
-from shatter_tf.data.shards import VOCABULARY_FILE, Corpus
-from shatter_tf.data.tokenizer import SPECIAL_TOKENS, read_vocabulary
+from shatter_tf.data.vocabulary import SPECIAL_TOKENS
 
 # Domains of the random numbers: the same (seed, counter) never serves two purposes.
 _SHARD_ORDER, _ROW_ORDER, _MASKING = range(3)
@@ -54,6 +55,8 @@ class PretrainDataConfig(cfg.DataConfig):
     def problems(self) -> list[str]:
         """Returns a line for everything that would fail later."""
         found = [] if 0 < self.mask_rate < 1 else [f"mask_rate={self.mask_rate} is not between 0 and 1"]
+        if self.use_next_sentence_label:
+            found.append("use_next_sentence_label=True: the data has no such labels; leave it out")
         if self.seq_length and not 0 <= self.max_predictions_per_seq <= self.seq_length:
             found.append(f"max_predictions_per_seq={self.max_predictions_per_seq} is not between 0 and seq_length")
         if self.enable_tf_data_service and not self.is_training:
@@ -93,78 +96,21 @@ def cut_into_rows(tokens: tf.RaggedTensor, seq_length: int, pad_id: int) -> tupl
     return ids, tf.where(document >= 0, document - document[:, :1] + 1, 0)
 
 
-def mask_row(
-    ids: tf.Tensor,
-    packs: tf.Tensor,
-    seed: tf.Tensor,
-    *,
-    mask_rate: float,
-    max_predictions: int,
-    mask_id: int,
-    ordinary_ids: tf.Tensor,
-    is_ordinary: tf.Tensor,
-) -> dict[str, tf.Tensor]:
-    """Chooses the tokens of a row to predict, and hides them: 80 % [MASK], 10 % a random wordpiece, 10 % unchanged.
-
-    Special tokens and padding are never chosen or inserted. The number chosen is `mask_rate` of the row's ordinary
-    tokens, at least one if there is any and at most `max_predictions`; places left over have weight 0.
-
-    Args:
-      ids, packs: int32 [L].
-      seed: [2]; the result is a function of the row and this.
-      mask_rate, max_predictions, mask_id: as their names say; K = max_predictions.
-      ordinary_ids: int32 [number of wordpieces that are not special].
-      is_ordinary: bool [vocab_size].
-
-    Returns:
-      What Model Garden's MaskedLMTask takes: `input_word_ids`, `input_mask` (pack numbers), `input_type_ids` int32 [L];
-      `masked_lm_positions`, `masked_lm_ids` int32 [K]; `masked_lm_weights` float32 [K].
-
-    Source: BERT (Devlin et al. 2019, arXiv 1810.04805), section 3.1, drawn anew at every visit (RoBERTa).
-    """
-    choice_seed, action_seed, token_seed = tf.unstack(tf.random.split(seed, 3))
-    candidates = tf.gather(is_ordinary, ids)
-    priority = tf.where(candidates, tf.random.stateless_uniform(tf.shape(ids), choice_seed), -1.0)
-    positions = tf.math.top_k(priority, max_predictions).indices
-    available = tf.reduce_sum(tf.cast(candidates, tf.int32))
-    wanted = tf.cast(tf.round(mask_rate * tf.cast(available, tf.float32)), tf.int32)
-    number = tf.minimum(tf.minimum(tf.maximum(wanted, 1), available), max_predictions)
-    chosen = tf.range(max_predictions) < number
-
-    labels = tf.gather(ids, positions)
-    action = tf.random.stateless_uniform([max_predictions], action_seed)
-    random_ids = tf.gather(
-        ordinary_ids,
-        tf.random.stateless_uniform([max_predictions], token_seed, 0, tf.size(ordinary_ids), dtype=tf.int32),
-    )
-    hidden = tf.where(action < 0.8, mask_id, tf.where(action < 0.9, random_ids, labels))
-    hidden = tf.where(chosen, hidden, labels)
-    return dict(
-        input_word_ids=tf.tensor_scatter_nd_update(ids, positions[:, tf.newaxis], hidden),
-        input_mask=packs,
-        input_type_ids=tf.zeros_like(ids),
-        masked_lm_positions=tf.where(chosen, positions, 0),
-        masked_lm_ids=tf.where(chosen, labels, 0),
-        masked_lm_weights=tf.cast(chosen, tf.float32),
-    )
-
-
 @data_loader_factory.register_data_loader_cls(PretrainDataConfig)
 class PretrainDataLoader:
     """Batches of a prepared corpus; see the top of this file for their order."""
 
-    def __init__(self, params: PretrainDataConfig):
+    def __init__(self, params: PretrainDataConfig, corpus: Optional[Corpus] = None):
         self.params = params
-        corpus = Corpus.read(params.input_path)
+        corpus = corpus or Corpus.read(params.input_path)
         self.seq_length = params.seq_length or corpus.seq_length
         self.max_predictions = params.max_predictions_per_seq or int(np.ceil(params.mask_rate * self.seq_length))
         shards = corpus.train if params.is_training else corpus.validation
         self.paths = [os.path.join(params.input_path, shard.file) for shard in shards]
         self.documents = np.array([shard.documents for shard in shards], np.int64)
         self.rows = np.array([-(-shard.tokens // self.seq_length) for shard in shards], np.int64)
-        vocabulary = read_vocabulary(os.path.join(params.input_path, VOCABULARY_FILE))
-        self.special_ids = {token: vocabulary.index(token) for token in SPECIAL_TOKENS}
-        self.is_ordinary = np.array([token not in SPECIAL_TOKENS for token in vocabulary])
+        self.special_ids = {token: corpus.vocabulary.index(token) for token in SPECIAL_TOKENS}
+        self.is_ordinary = np.array([token not in SPECIAL_TOKENS for token in corpus.vocabulary])
 
     @property
     def rows_per_epoch(self) -> int:

@@ -13,15 +13,15 @@ from typing import Optional
 
 import numpy as np
 import tensorflow as tf
-from official.core import config_definitions as cfg
 from official.nlp.data import data_loader_factory
 from official.nlp.tools import squad_evaluate_v1_1, squad_evaluate_v2_0
 
-from shatter_tf.command_line import UserError
-from shatter_tf.data.batches import batches_of_rows
+from shatter_tf.data.batches import TextDataConfig, batches_of_rows
 from shatter_tf.data.labelled import open_tfds
 from shatter_tf.data.text import whole_characters
-from shatter_tf.data.tokenizer import Tokenizer, read_vocabulary
+from shatter_tf.data.tokenizer import Tokenizer
+from shatter_tf.data.vocabulary import read_vocabulary
+from shatter_tf.errors import UserError
 
 # One answer in so many may be misplaced. Public files have a few; more mean that offsets are counted in another way.
 _MOST_MISPLACED = 100
@@ -31,7 +31,7 @@ _KINDS = {str: "text", list: "a list", int: "a whole number"}
 
 
 @dataclasses.dataclass
-class QuestionAnsweringDataConfig(cfg.DataConfig):
+class QuestionAnsweringDataConfig(TextDataConfig):
     """Questions and their contexts as batches of windows.
 
     Attributes:
@@ -41,22 +41,18 @@ class QuestionAnsweringDataConfig(cfg.DataConfig):
       seq_length: tokens of [CLS] question [SEP] window [SEP]; shorter ones are padded.
       doc_stride: tokens from the beginning of one window to that of the next; at most a window's length counts.
       max_query_length: longest question in tokens; longer ones are cut.
-      vocab_file: the vocabulary the encoder was pretrained with.
-      lower_case: whether that vocabulary is uncased.
-      seed: of the order, and in training of the initial weights, too.
     """
 
     seq_length: int = 384
     doc_stride: int = 128
     max_query_length: int = 64
-    vocab_file: str = ""
-    lower_case: bool = True
-    seed: int = 0
 
     def problems(self) -> list[str]:
         """Returns a line for everything that would fail later."""
         positive = ("doc_stride", "max_query_length")
-        return [f"{name}={getattr(self, name)} is not positive" for name in positive if getattr(self, name) < 1]
+        return super().problems() + [
+            f"{name}={getattr(self, name)} is not positive" for name in positive if getattr(self, name) < 1
+        ]
 
 
 @dataclasses.dataclass
@@ -357,11 +353,16 @@ class QuestionAnsweringDataLoader:
     Training leaves out questions whose answers have no span.
     """
 
-    def __init__(self, params: QuestionAnsweringDataConfig):
+    def __init__(
+        self,
+        params: QuestionAnsweringDataConfig,
+        squad: Optional[Squad] = None,
+        tokenizer: Optional[Tokenizer] = None,
+    ):
         self.params = params
-        squad = load_squad(params)
+        squad = squad or load_squad(params)
         self.questions = [q for q in squad.questions if not params.is_training or q.span or not q.answers]
-        self.tokenizer = Tokenizer(read_vocabulary(params.vocab_file), params.lower_case)
+        self.tokenizer = tokenizer or Tokenizer(read_vocabulary(params.vocab_file), params.lower_case)
         self._contexts = [context.encode() for context in squad.contexts]
         ids, begins, ends = (
             tf.concat(parts, axis=0)

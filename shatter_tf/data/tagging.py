@@ -14,37 +14,28 @@ from typing import Optional
 
 import numpy as np
 import tensorflow as tf
-from official.core import config_definitions as cfg
 from official.nlp.data import data_loader_factory
 
-from shatter_tf.command_line import UserError
-from shatter_tf.data.batches import batches_of_rows
+from shatter_tf.data.batches import TextDataConfig, batches_of_rows
 from shatter_tf.data.text import read_lines, whole_characters
-from shatter_tf.data.tokenizer import Tokenizer, read_vocabulary
+from shatter_tf.data.tokenizer import Tokenizer
+from shatter_tf.data.vocabulary import read_vocabulary
+from shatter_tf.errors import UserError
 
 EXTENSIONS = (".tsv", ".jsonl")
 NO_TAG = -1  # the label of wordpieces that do not begin a word, as in Model Garden
 
 
 @dataclasses.dataclass
-class TaggingDataConfig(cfg.DataConfig):
+class TaggingDataConfig(TextDataConfig):
     """Tagged sentences as batches.
 
     Attributes:
-      input_path: a .tsv or .jsonl file.
-      is_training: sentences shuffled, endlessly; or in order, once.
       seq_length: longest sentence in tokens. Words that begin beyond it are cut off; they do not count in the metrics.
-      vocab_file: the vocabulary the encoder was pretrained with.
-      lower_case: whether that vocabulary is uncased.
       labels: tags in the order of their ids; empty takes them, sorted, from the training sentences.
-      seed: of the order, and in training of the initial weights, too.
     """
 
-    seq_length: int = 128
-    vocab_file: str = ""
-    lower_case: bool = True
     labels: list[str] = dataclasses.field(default_factory=list)
-    seed: int = 0
 
 
 @dataclasses.dataclass
@@ -142,13 +133,18 @@ def is_iob(tags: list[str]) -> bool:
 class TaggingDataLoader:
     """Batches of tagged sentences; see the top of this file for their order."""
 
-    def __init__(self, params: TaggingDataConfig):
+    def __init__(
+        self,
+        params: TaggingDataConfig,
+        sentences: Optional[list[Sentence]] = None,
+        tokenizer: Optional[Tokenizer] = None,
+    ):
         self.params = params
-        sentences = read_sentences(params.input_path)
+        sentences = sentences or read_sentences(params.input_path)
         self._tags = tag_ids(sentences, params.labels)
         self._words = np.array([word.encode() for sentence in sentences for word in sentence.words], object)
         self._lengths = [len(sentence.words) for sentence in sentences]
-        self.tokenizer = Tokenizer(read_vocabulary(params.vocab_file), params.lower_case)
+        self.tokenizer = tokenizer or Tokenizer(read_vocabulary(params.vocab_file), params.lower_case)
 
     def load(self, input_context: Optional[tf.distribute.InputContext] = None, start_step: int = 0) -> tf.data.Dataset:
         """Returns batches from step `start_step` on, of this input pipeline's share of the global batch.

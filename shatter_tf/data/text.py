@@ -1,24 +1,31 @@
-"""Reads documents from plain or gzipped text files, in bounded memory."""
+"""Text: documents from plain or gzipped files, in bounded memory, and strings as a vocabulary needs them."""
 
 import codecs
 import gzip
 import re
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import tensorflow as tf
+import tensorflow_text as tf_text
 
-from shatter_tf.command_line import UserError, first_line
+from shatter_tf.errors import UserError, argument, first_line
 from shatter_tf.files import real_path
 
 # Longer documents are cut here, so that one endless line cannot fill the memory.
 MAX_DOCUMENT_CHARACTERS = 1 << 20
+
 _BLOCK_BYTES = 1 << 20
 
 
-def find_files(patterns: str, flag: str = "--input") -> list[str]:
-    """Returns the sorted files that comma-separated paths or globs, the value of `flag`, name; each only once.
+def find_files(patterns: str, name: str) -> list[str]:
+    """Returns the sorted files that match comma-separated paths or globs, each only once.
+
+    Args:
+      patterns: the value of an argument.
+      name: the argument's name.
 
     Raises:
       UserError: when a pattern matches nothing or a file is empty.
@@ -29,8 +36,11 @@ def find_files(patterns: str, flag: str = "--input") -> list[str]:
         matched = [pattern] if tf.io.gfile.exists(pattern) else tf.io.gfile.glob(pattern)
         matched = [path for path in matched if not tf.io.gfile.isdir(path)]
         if not matched:
-            raise UserError(f"{flag}={pattern}: no such file")
+            raise UserError(f"{argument(name)}={pattern}: no such file")
         files += matched
+    if not files:
+        raise UserError(f"{argument(name)} names no file")
+
     for path in files:
         try:
             length = tf.io.gfile.stat(path).length
@@ -38,8 +48,7 @@ def find_files(patterns: str, flag: str = "--input") -> list[str]:
             raise UserError(f"{path}: cannot be read ({first_line(error)})") from error
         if length == 0:
             raise UserError(f"{path}: the file is empty")
-    if not files:
-        raise UserError(f"{flag} names no file")
+
     return sorted({real_path(path): path for path in files}.values())
 
 
@@ -70,10 +79,11 @@ def read_lines(
       UserError: for invalid UTF-8 under "strict", with the byte position.
     """
     decoder = codecs.getincrementaldecoder("utf-8-sig")(errors)
-    position, rest = 0, ""
     blocks = _blocks(path)
+    position = 0
+    rest = ""  # of the last line, whose end comes in a later block
     while True:
-        block = next(blocks, b"")
+        block = next(blocks, b"")  # empty at the end of the file
         position += len(block)
         try:
             rest += decoder.decode(block, final=not block)
@@ -81,10 +91,12 @@ def read_lines(
             # The decoder saw what was pending and the block, perhaps without a byte order mark.
             where = position - len(error.object) + error.start
             raise UserError(f"{path}: invalid UTF-8 at byte {where}; {remedy}") from error
+
         *lines, rest = rest.split("\n")
         for line in lines:
             for piece in _pieces(line, longest):
                 yield piece.removesuffix("\r")
+
         *pieces, rest = _pieces(rest, longest)
         yield from pieces
         if not block:
@@ -107,26 +119,22 @@ def whole_characters(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
-def detect_layout(path: str) -> str:
-    """Returns "blank_line" when there is a blank line between text in the file's first megabyte, else "line".
-
-    "blank_line": one paragraph a line, blank lines between documents. "line": one document a line.
-    """
-    return "blank_line" if re.search(rb"\n\s*\n", next(_blocks(path), b"").strip()) else "line"
-
-
 def read_documents(path: str, layout: str = "auto", errors: str = "strict") -> Iterator[str]:
     """Yields the documents of one file; a document's paragraphs are separated by newlines.
 
     Args:
       path: a text file, possibly gzipped.
-      layout: "blank_line", "line", or "auto" to look at the file.
+      layout: "blank_line", one paragraph a line with blank lines between documents; "line", one document a line; or
+        "auto", the former if the file's first megabyte has a blank line between text.
       errors: as for `read_lines`.
     """
     if layout == "auto":
-        layout = detect_layout(path)
-    document, size = [], 0
-    remedy = "convert the file, or go on with --errors=replace"
+        beginning = next(_blocks(path), b"").strip()
+        layout = "blank_line" if re.search(rb"\n\s*\n", beginning) else "line"
+
+    document = []
+    size = 0
+    remedy = f"convert the file, or go on with {argument('errors')}=replace"
     for line in read_lines(path, errors, MAX_DOCUMENT_CHARACTERS, remedy):
         line = line.strip()
         if line:
@@ -134,6 +142,33 @@ def read_documents(path: str, layout: str = "auto", errors: str = "strict") -> I
             size += len(line)
         if document and (not line or layout == "line" or size > MAX_DOCUMENT_CHARACTERS):
             yield "\n".join(document)
-            document, size = [], 0
+            document = []
+            size = 0
     if document:
         yield "\n".join(document)
+
+
+def chunks(items: Iterable, length: Callable[[Any], int], limit: int) -> Iterator[list]:
+    """Yields items in lists, each of which ends with the item that brings their lengths above `limit` in total.
+
+    Example:
+    >>> list(chunks(["one", "two", "three"], len, 4))
+    [['one', 'two'], ['three']]
+    """
+    chunk = []
+    total = 0
+    for item in items:
+        chunk.append(item)
+        total += length(item)
+        if total > limit:
+            yield chunk
+            chunk = []
+            total = 0
+    if chunk:
+        yield chunk
+
+
+def normalize_unicode(text: tf.Tensor, lower_case: bool) -> tf.Tensor:
+    """Returns strings as valid UTF-8, and in NFC unless they will be lower-cased, which decomposes them anyway."""
+    text = tf.strings.unicode_transcode(text, "UTF-8", "UTF-8", errors="replace")
+    return text if lower_case else tf_text.normalize_utf8(text, "NFC")

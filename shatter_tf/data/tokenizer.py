@@ -1,128 +1,24 @@
 """One tokenizer for preparing, training and serving: WordPiece as TensorFlow operations."""
 
-import hashlib
-import sys
-from collections.abc import Iterable, Iterator
 from typing import Optional
 
-import numpy as np
 import tensorflow as tf
 import tensorflow_text as tf_text
 
-from shatter_tf.command_line import UserError, first_line
+from shatter_tf.data.text import normalize_unicode
+from shatter_tf.data.vocabulary import MASK, SPECIAL_TOKENS, UNKNOWN, is_ordinary
 
 # A character that Unicode may compose with those before it: marks, and the vowels and final consonants of Hangul.
 COMPOSED_WITH_WHAT_IS_BEFORE = r"[\p{M}\x{1161}-\x{1175}\x{11A8}-\x{11C2}]"
 
-# A trained vocabulary has so many characters, or those that make up this share of the text if there are more of them:
-# alphabets are small, but Chinese has thousands.
-_CHARACTERS, _COVERAGE = 1000, 0.9995
-_BATCH_CHARACTERS = 1 << 18  # that are normalised at a time
 # Longer words are unknown. In Thai, what is between two spaces may be a sentence, and a letter has three bytes.
 _WORD_BYTES = 1000
-
-PAD, UNKNOWN, CLS, SEP, MASK = SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-
-
-def read_vocabulary(path: str) -> list[str]:
-    """Returns the wordpieces of a vocab.txt, one a line; the line number is the id.
-
-    Raises:
-      UserError: when the file is missing or empty, lacks a special token, or repeats a wordpiece.
-    """
-    if not tf.io.gfile.exists(path):
-        raise UserError(f"{path}: no such vocabulary file")
-    with tf.io.gfile.GFile(path, "rb") as f:
-        try:
-            vocabulary = f.read().decode("utf-8").replace("\r\n", "\n").removesuffix("\n").split("\n")
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path}: invalid UTF-8 at byte {error.start}") from error
-        except tf.errors.OpError as error:
-            raise UserError(f"{path}: cannot be read ({first_line(error)})") from error
-    check_vocabulary(vocabulary, path)
-    return vocabulary
-
-
-def check_vocabulary(vocabulary: list[str], path: str) -> None:
-    """Raises UserError unless `vocabulary` can be used to tokenise; `path` says where it came from."""
-    missing = [token for token in SPECIAL_TOKENS if token not in vocabulary]
-    if missing:
-        raise UserError(f"{path}: the vocabulary lacks {' '.join(missing)}; add each on a line of its own")
-    if len(vocabulary) == len(SPECIAL_TOKENS):
-        raise UserError(f"{path}: there are no wordpieces but special tokens; give more text")
-    seen = {}
-    for line, token in enumerate(vocabulary, 1):
-        if token in seen:
-            raise UserError(f"{path}:{line}: {token!r} stands on line {seen[token]} already")
-        seen[token] = line
-
-
-def vocabulary_hash(vocabulary: list[str]) -> str:
-    """Returns the SHA-256 that tells whether a corpus and a checkpoint share a vocabulary."""
-    return hashlib.sha256("\n".join(vocabulary).encode()).hexdigest()
-
-
-def train_vocabulary(documents: Iterable[str], size: int, lower_case: bool) -> list[str]:
-    """Returns a WordPiece vocabulary of at most `size` pieces, trained by the `tokenizers` library.
-
-    It is trained on text as `Tokenizer` sees it. The same documents give the same pieces; after the special tokens they
-    stand in sorted order.
-    """
-    from tokenizers import BertWordPieceTokenizer
-
-    def train(texts: Iterable[bytes], **settings) -> set[str]:
-        trainer = BertWordPieceTokenizer(lowercase=False, strip_accents=False)
-        texts = (text.decode() for text in texts)
-        trainer.train_from_iterator(texts, min_frequency=2, show_progress=False, **settings)
-        return set(trainer.get_vocab())
-
-    normalizer = tf_text.FastBertNormalizer(lower_case_nfd_strip_accents=lower_case)
-    texts, words, counts = [], set(), np.zeros(sys.maxunicode + 1, np.int64)
-    for batch in _batches(documents):
-        (text,) = normalizer.normalize(_valid(tf.constant([batch]), lower_case)).numpy()
-        counts += np.bincount(np.frombuffer(text.decode().encode("utf-32-le"), np.uint32), minlength=len(counts))
-        texts.append(text)
-        words.update(text.split())
-    coverage = np.cumsum(np.sort(counts)[::-1]) / max(counts.sum(), 1)
-    limit = max(_CHARACTERS, 1 + np.searchsorted(coverage, _COVERAGE))
-    limit = min(int(limit), (size - len(SPECIAL_TOKENS)) // 2)  # each at a word's start and inside
-    # The library breaks ties by the numbers of pieces, and numbers characters in an order that changes from run to run.
-    # So characters are found first, and passed to it in a fixed order.
-    pieces = train(words, vocab_size=0, special_tokens=[], limit_alphabet=len(counts))
-    characters = sorted((p for p in pieces if len(p) == 1), key=lambda c: (-counts[ord(c)], c))[:limit]
-    kept = set(characters)
-    pieces = train(
-        texts,
-        vocab_size=size,
-        special_tokens=[*SPECIAL_TOKENS, *sorted(p for p in pieces if p[-1] in kept)],
-        limit_alphabet=len(characters),
-        initial_alphabet=characters,
-    )
-    return [*SPECIAL_TOKENS, *sorted(pieces - set(SPECIAL_TOKENS))]
-
-
-def _batches(documents: Iterable[str]) -> Iterator[str]:
-    """Yields documents, several joined into one text."""
-    batch, characters = [], 0
-    for document in documents:
-        batch.append(document)
-        characters += len(document)
-        if characters > _BATCH_CHARACTERS:
-            yield "\n".join(batch)
-            batch, characters = [], 0
-    yield "\n".join(batch)
-
-
-def _valid(text: tf.Tensor, lower_case: bool) -> tf.Tensor:
-    """Returns strings as valid UTF-8, and as NFC unless they will be lower-cased, which decomposes them anyway."""
-    text = tf.strings.unicode_transcode(text, "UTF-8", "UTF-8", errors="replace")
-    return text if lower_case else tf_text.normalize_utf8(text, "NFC")
 
 
 class Tokenizer(tf.Module):
     """Text to wordpiece ids, inside a graph or outside, with only operations that TF Serving links.
 
-    Text is first normalised to Unicode NFC; with `lower_case`, to NFKC with its case folded (ß becomes ss, ﬁ becomes
+    Text is first normalized to Unicode NFC; with `lower_case`, to NFKC with its case folded (ß becomes ss, ﬁ becomes
     fi), decomposed and without accents, much as for BERT's uncased models. Invalid UTF-8 becomes U+FFFD, so that no
     request can make a served model fail.
 
@@ -138,7 +34,8 @@ class Tokenizer(tf.Module):
 
     def __init__(self, vocabulary: list[str], lower_case: bool):
         super().__init__(name="tokenizer")
-        self._vocabulary, self.vocabulary_size = tuple(vocabulary), len(vocabulary)
+        self._vocabulary = tuple(vocabulary)
+        self.vocabulary_size = len(vocabulary)
         self.lower_case = lower_case
         ids = {token: i for i, token in enumerate(vocabulary)}
         self.pad_id, self.unknown_id, self.cls_id, self.sep_id, self.mask_id = (ids[token] for token in SPECIAL_TOKENS)
@@ -152,7 +49,7 @@ class Tokenizer(tf.Module):
 
     def tokenize(self, text: tf.Tensor) -> tf.RaggedTensor:
         """Returns the ids of strings [B] as a ragged int32 [B, tokens], without special tokens."""
-        return self._wordpiece.tokenize(_valid(text, self.lower_case))
+        return self._wordpiece.tokenize(normalize_unicode(text, self.lower_case))
 
     def tokenize_with_offsets(self, text: tf.Tensor) -> tuple[tf.RaggedTensor, tf.RaggedTensor, tf.RaggedTensor]:
         """Returns the ids of strings [B], and the bytes of `text` at which each of them begins and ends.
@@ -177,6 +74,7 @@ class Tokenizer(tf.Module):
         else:
             ids, begins, ends = self._wordpiece.tokenize_with_offsets(tf_text.normalize_utf8(text, "NFC"))
             begins, ends = _before_nfc(text, begins, ends)
+
         # Of the pieces of a character only the last has a length; the others take its end, the first beyond their own.
         # One search serves all strings when their offsets are shifted apart.
         rows = ends.value_rowids()
@@ -207,7 +105,7 @@ class Tokenizer(tf.Module):
         return self._combine([self.tokenize(part) for part in (text, pair) if part is not None], seq_length)
 
     def encode_with_masks(self, text: tf.Tensor, seq_length: int) -> dict[str, tf.RaggedTensor]:
-        """Returns what `encode` does for single texts, with each "[MASK]" as that token.
+        """Encodes single texts as `encode` does, with each "[MASK]" as that token.
 
         Example:
         >>> tokenizer = Tokenizer([*SPECIAL_TOKENS, "a", "b"], lower_case=True)
@@ -216,8 +114,9 @@ class Tokenizer(tf.Module):
         """
         pieces = tf.strings.split(text, MASK)
         tokens = self.tokenize(pieces.flat_values)
-        masks = tf.fill([tokens.nrows(), 1], self.mask_id)
+
         # One mask before each piece; the first of a text is one too many.
+        masks = tf.fill([tokens.nrows(), 1], self.mask_id)
         tokens = pieces.with_flat_values(tf.concat([masks, tokens], axis=1)).merge_dims(1, 2)[:, 1:]
         return self._combine([tokens], seq_length)
 
@@ -233,8 +132,8 @@ class Tokenizer(tf.Module):
           seq_length: longest result, special tokens included.
 
         Returns:
-          what `encode` does; and the places of the words' first wordpieces, ragged int64 [B, <= words], without those
-          that are cut off.
+          the result of `encode`; and the places of the words' first wordpieces, ragged int64 [B, <= words], without
+          those that are cut off.
 
         Example:
         >>> tokenizer = Tokenizer([*SPECIAL_TOKENS, "a", "b", "##s"], lower_case=True)
@@ -247,19 +146,22 @@ class Tokenizer(tf.Module):
         unknown = tf.RaggedTensor.from_row_lengths(tf.fill([tf.reduce_sum(empty)], self.unknown_id), empty)
         pieces = tf.concat([pieces, unknown], axis=1)
         tokens = words.with_flat_values(pieces).merge_dims(1, 2)
+
         # A word begins after the pieces of all words before it, less those of the sentences before.
         first = pieces.row_starts() - tf.gather(tokens.row_starts(), words.value_rowids()) + 1
         first = tf.ragged.boolean_mask(words.with_flat_values(first), words.with_flat_values(first < seq_length - 1))
         return self._combine([tokens], seq_length), first
 
     def _combine(self, segments: list[tf.RaggedTensor], seq_length: int) -> dict[str, tf.RaggedTensor]:
+        """Returns the result of `encode` for one or two segments of tokens, without special ones."""
         budget = seq_length - 1 - len(segments)
         if len(segments) == 1:
             limits = [budget]
-        else:
+        else:  # each may have half, and what the other leaves
             first, second = (segment.row_lengths() for segment in segments)
             limits = [tf.maximum(budget - second, budget - budget // 2), tf.maximum(budget - first, budget // 2)]
         segments = [_truncate(segment, limit) for segment, limit in zip(segments, limits, strict=True)]
+
         word_ids, type_ids = tf_text.combine_segments(segments, self.cls_id, self.sep_id)
         return dict(input_word_ids=word_ids, input_type_ids=type_ids)
 
@@ -269,12 +171,13 @@ class Tokenizer(tf.Module):
 
     def is_ordinary(self, size: int) -> tf.Tensor:
         """Returns for the ids 0 … size - 1 whether they are wordpieces but not special tokens, bool [size]."""
-        ordinary = tf.constant([token not in SPECIAL_TOKENS for token in self._vocabulary])
+        ordinary = tf.constant(is_ordinary(self._vocabulary))
         return tf.concat([ordinary, tf.zeros([size - self.vocabulary_size], tf.bool)], axis=0)
 
     def pad(self, encoded: dict[str, tf.RaggedTensor], length: Optional[int] = None) -> dict[str, tf.Tensor]:
         """Returns the encoder's inputs, int32 [B, length], padded; `length` None is the batch's longest."""
-        word_ids, type_ids = encoded["input_word_ids"], encoded["input_type_ids"]
+        word_ids = encoded["input_word_ids"]
+        type_ids = encoded["input_type_ids"]
         shape = [None, length]
         return dict(
             input_word_ids=word_ids.to_tensor(self.pad_id, shape=shape),
@@ -293,10 +196,11 @@ def _before_nfc(
     it only from 2.20 on.)
     """
     characters = tf.strings.unicode_split(text, "UTF-8")
-    rows, flat = characters.value_rowids(), characters.flat_values
+    rows = characters.value_rowids()
+    flat = characters.flat_values
     is_first = tf.range(tf.size(flat, out_type=tf.int64)) == tf.gather(characters.row_starts(), rows)
     is_start = is_first | ~tf.strings.regex_full_match(flat, COMPOSED_WITH_WHAT_IS_BEFORE)
-    number = tf.reduce_sum(tf.cast(is_start, tf.int64))
+    number = tf.reduce_sum(tf.cast(is_start, tf.int64))  # of segments
     segments = tf.strings.unsorted_segment_join(flat, tf.cumsum(tf.cast(is_start, tf.int64)) - 1, number)
 
     def end_and_base(segments: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -305,7 +209,8 @@ def _before_nfc(
         of_strings = tf.math.unsorted_segment_sum(lengths, tf.boolean_mask(rows, is_start), characters.nrows())
         return tf.cumsum(lengths), tf.cumsum(of_strings, exclusive=True)
 
-    (end, base), (nfc_end, nfc_base) = end_and_base(segments), end_and_base(tf_text.normalize_utf8(segments, "NFC"))
+    end, base = end_and_base(segments)
+    nfc_end, nfc_base = end_and_base(tf_text.normalize_utf8(segments, "NFC"))
     begin = end - tf.cast(tf.strings.length(segments), tf.int64)
 
     def move(offsets: tf.RaggedTensor, places: tf.Tensor, side: str) -> tf.RaggedTensor:
@@ -318,7 +223,9 @@ def _before_nfc(
 
 def _truncate(tokens: tf.RaggedTensor, limit) -> tf.RaggedTensor:
     """Keeps the first `limit` (a scalar or [B]) tokens of each row."""
-    keep, rows = tf.minimum(tokens.row_lengths(), tf.cast(limit, tf.int64)), tokens.value_rowids()
+    keep = tf.minimum(tokens.row_lengths(), tf.cast(limit, tf.int64))
+    rows = tokens.value_rowids()
+
     # Ragged slices and comparisons would take far more operations, in every graph that is served.
     place = tf.range(tf.size(rows, tf.int64)) - tf.gather(tokens.row_starts(), rows)
     kept = tf.boolean_mask(tokens.flat_values, place < tf.gather(keep, rows))

@@ -12,8 +12,13 @@ import tensorflow_text
 from tensorflow.core.framework import attr_value_pb2
 
 _SOURCE = Path(__file__).with_name("load_saved_model.cc")
-# What TF Serving links: the operations of shatter_tf.serving.TEXT_OPERATIONS.
+# What TF Serving links: shatter_tf.serving.operations.TEXT_OPERATIONS.
 _LIBRARIES = ("_fast_bert_normalizer.so", "_fast_wordpiece_tokenizer.so", "_normalize_ops.so")
+
+
+def proto(value: np.ndarray):
+    """Returns an array as a message; NumPy's arrays of objects are of strings, also where there are none."""
+    return tf.make_tensor_proto(value, tf.string if value.dtype == object else None)
 
 
 class RequestError(Exception):
@@ -60,7 +65,7 @@ class CppLoader:
         """Returns a signature's outputs; raises RequestError."""
         request = attr_value_pb2.NameAttrList(name=signature)
         for name, value in inputs.items():
-            request.attr[name].tensor.CopyFrom(tf.make_tensor_proto(value))
+            request.attr[name].tensor.CopyFrom(proto(value))
         answer = self._ask(request.SerializeToString())
         if answer.name != "OK":
             raise RequestError(answer.name)

@@ -1,0 +1,95 @@
+"""What every command shares: parsers, one clear line for a user's mistake, one way to speak, and quiet libraries."""
+
+import argparse
+import ctypes
+import os
+import sys
+import warnings
+from collections.abc import Callable
+
+from shatter_tf.cluster import is_chief
+from shatter_tf.errors import UserError, first_line, name_flags
+
+# Whose warnings are about themselves, and nothing that a user of this package could change.
+_LIBRARIES = (
+    r"(absl|apache_beam|etils|google|jax|keras|matplotlib|numpy|official|pkg_resources|seqeval|sklearn|tensorboard|"
+    r"tensorflow|tensorflow_\w+|tf_keras|tf_slim)\b"
+)
+
+# absl::SetMinLogLevel(absl::LogSeverityAtLeast) of the pinned TensorFlow, which no variable and no function of Python's
+# controls. With another TensorFlow the notices are shown, and a test says so.
+_SET_MIN_LOG_LEVEL = "_ZN4absl12lts_2025012714SetMinLogLevelENS0_18LogSeverityAtLeastE"
+_LIBRARY = f"libtensorflow_framework{'.2.dylib' if sys.platform == 'darwin' else '.so.2'}"
+_ERROR = 2
+
+
+def new_parser(command: str, description: str) -> argparse.ArgumentParser:
+    """Returns a parser for `python -m shatter_tf.COMMAND`, whose help keeps the lines of `description`."""
+    name_flags()
+    return argparse.ArgumentParser(
+        prog=f"python -m shatter_tf.{command}",
+        description=description,
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=40, width=120),
+    )
+
+
+def run(command: Callable[[list[str]], None]) -> None:
+    """Runs `command(sys.argv[1:])`; a UserError becomes one line on stderr and exit code 2."""
+    configure_libraries()
+    try:
+        command(sys.argv[1:])
+    except UserError as error:
+        print(f"error: {first_line(error)}", file=sys.stderr)  # gin, inside Model Garden, adds lines of its own
+        sys.exit(2)
+    except BrokenPipeError:
+        # The reader of our output (`head`, say) has left; that is not an error.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def say(line: str, stream=None) -> None:
+    """Prints a line at once, to standard output unless another stream is given.
+
+    What takes hours does not end because nobody reads its output any more: `tee`, say, gets the same Ctrl-C.
+    """
+    stream = stream or sys.stdout
+    try:
+        print(line, file=stream, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def notice(line: str) -> None:
+    """Prints a line in one process of a run only, the chief."""
+    if is_chief():
+        say(line)
+
+
+def warn(line: str) -> None:
+    """Prints a warning on standard error, in one process of a run only, the chief."""
+    if is_chief():
+        say(f"warning: {line}", sys.stderr)
+
+
+def configure_libraries() -> None:
+    """Keeps the libraries' notices, but not their errors, off stderr; must run before TensorFlow is imported."""
+    # Otherwise TensorFlow imports Keras 3, which takes a second and is not used here.
+    os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    warnings.filterwarnings("ignore", module=_LIBRARIES)
+
+
+def quieten_logging() -> None:
+    """Lets only errors of absl, TensorFlow and Model Garden through; call after importing TensorFlow."""
+    import tensorflow as tf
+    from absl import logging
+
+    logging.set_verbosity(logging.ERROR)
+    tf.get_logger().setLevel("ERROR")
+    library = ctypes.CDLL(os.path.join(tf.sysconfig.get_lib(), _LIBRARY))
+    set_min_log_level = getattr(library, _SET_MIN_LOG_LEVEL, None)
+    if set_min_log_level is not None:
+        set_min_log_level(_ERROR)

@@ -1,0 +1,117 @@
+"""WordPiece vocabularies: read, checked, trained."""
+
+import hashlib
+import sys
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_text as tf_text
+from tokenizers import BertWordPieceTokenizer
+
+from shatter_tf.data.text import chunks, normalize_unicode
+from shatter_tf.errors import UserError, first_line
+
+# The most characters in a trained vocabulary; more if they are needed for this share of the text. Alphabets are small,
+# but Chinese has thousands of characters.
+_CHARACTERS = 1000
+_COVERAGE = 0.9995
+
+_CHUNK_CHARACTERS = 1 << 18  # normalized at a time
+
+PAD, UNKNOWN, CLS, SEP, MASK = SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+def read_vocabulary(path: str) -> list[str]:
+    """Returns the wordpieces of a vocab.txt, one a line; the line number is the id.
+
+    Raises:
+      UserError: when the file is missing or empty, lacks a special token, or repeats a wordpiece.
+    """
+    if not tf.io.gfile.exists(path):
+        raise UserError(f"{path}: no such vocabulary file")
+    with tf.io.gfile.GFile(path, "rb") as f:
+        try:
+            vocabulary = f.read().decode("utf-8").replace("\r\n", "\n").removesuffix("\n").split("\n")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}: invalid UTF-8 at byte {error.start}") from error
+        except tf.errors.OpError as error:
+            raise UserError(f"{path}: cannot be read ({first_line(error)})") from error
+
+    check_vocabulary(vocabulary, path)
+    return vocabulary
+
+
+def check_vocabulary(vocabulary: list[str], path: str) -> None:
+    """Raises UserError unless `vocabulary` can be used to tokenize; `path` says where it came from."""
+    missing = [token for token in SPECIAL_TOKENS if token not in vocabulary]
+    if missing:
+        raise UserError(f"{path}: the vocabulary lacks {' '.join(missing)}; add each on a line of its own")
+    if len(vocabulary) == len(SPECIAL_TOKENS):
+        raise UserError(f"{path}: there are no wordpieces but special tokens; give more text")
+
+    seen = {}
+    for line, token in enumerate(vocabulary, 1):
+        if token in seen:
+            raise UserError(f"{path}:{line}: {token!r} stands on line {seen[token]} already")
+        seen[token] = line
+
+
+def vocabulary_hash(vocabulary: list[str]) -> str:
+    """Returns the SHA-256 that tells whether a corpus and a checkpoint share a vocabulary."""
+    return hashlib.sha256("\n".join(vocabulary).encode()).hexdigest()
+
+
+def is_ordinary(vocabulary: Sequence[str]) -> np.ndarray:
+    """Returns for each wordpiece whether it is not a special token, bool [len(vocabulary)].
+
+    Example:
+    >>> is_ordinary(["[PAD]", "cat"]).tolist()
+    [False, True]
+    """
+    return np.array([token not in SPECIAL_TOKENS for token in vocabulary])
+
+
+def train_vocabulary(documents: Iterable[str], size: int, lower_case: bool) -> list[str]:
+    """Returns a WordPiece vocabulary of at most `size` pieces, trained by the `tokenizers` library.
+
+    It is trained on text as `Tokenizer` sees it. The same documents give the same pieces, sorted, after the special
+    tokens.
+    """
+
+    def train(texts: Iterable[bytes], **settings) -> set[str]:
+        trainer = BertWordPieceTokenizer(lowercase=False, strip_accents=False)
+        texts = (text.decode() for text in texts)
+        trainer.train_from_iterator(texts, min_frequency=2, show_progress=False, **settings)
+        return set(trainer.get_vocab())
+
+    # The text, its words, and how often each character occurs.
+    normalizer = tf_text.FastBertNormalizer(lower_case_nfd_strip_accents=lower_case)
+    texts = []
+    words = set()
+    counts = np.zeros(sys.maxunicode + 1, np.int64)
+    for chunk in chunks(documents, len, _CHUNK_CHARACTERS):
+        text = normalize_unicode(tf.constant(["\n".join(chunk)]), lower_case)
+        (text,) = normalizer.normalize(text).numpy()
+        counts += np.bincount(np.frombuffer(text.decode().encode("utf-32-le"), np.uint32), minlength=len(counts))
+        texts.append(text)
+        words.update(text.split())
+
+    # How many characters to keep.
+    coverage = np.cumsum(np.sort(counts)[::-1]) / max(counts.sum(), 1)
+    limit = max(_CHARACTERS, 1 + np.searchsorted(coverage, _COVERAGE))
+    limit = min(int(limit), (size - len(SPECIAL_TOKENS)) // 2)  # each at a word's start and inside
+
+    # The library breaks ties by the numbers of pieces, and numbers characters in an order that changes from run to run.
+    # So characters are found first, and passed to it in a fixed order.
+    pieces = train(words, vocab_size=0, special_tokens=[], limit_alphabet=len(counts))
+    characters = sorted((p for p in pieces if len(p) == 1), key=lambda c: (-counts[ord(c)], c))[:limit]
+    kept = set(characters)
+    pieces = train(
+        texts,
+        vocab_size=size,
+        special_tokens=[*SPECIAL_TOKENS, *sorted(p for p in pieces if p[-1] in kept)],
+        limit_alphabet=len(characters),
+        initial_alphabet=characters,
+    )
+    return [*SPECIAL_TOKENS, *sorted(pieces - set(SPECIAL_TOKENS))]

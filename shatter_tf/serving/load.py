@@ -1,0 +1,102 @@
+"""What a run has trained, from its directory: its model, or only its encoder."""
+
+from typing import Optional
+
+import tensorflow as tf
+import tf_keras
+from official.core import config_definitions as cfg
+from official.core import task_factory
+
+from shatter_tf.checkpoints import best_checkpoint, latest_checkpoint, restore_pretrained
+from shatter_tf.encoders.registry import build_encoder
+from shatter_tf.errors import UserError, argument, first_line
+from shatter_tf.serving.text_encoder import TextEncoder
+from shatter_tf.training import run_dir
+from shatter_tf.training.precision import policy_scope
+from shatter_tf.training.run_dir import Run
+
+
+def load_encoder(model_dir: str) -> tf_keras.layers.Layer:
+    """Returns the encoder of any run, with the weights of its best or else newest checkpoint.
+
+    A pooler that no loss of the run depended on is random; it is trained from now on.
+
+    Raises:
+      UserError: when there is no run, or no checkpoint.
+    """
+    encoder = build_encoder(run_dir.read(model_dir).params.task.model.encoder, use_pooler=True)
+    encoder(encoder.inputs)  # creates its weights
+    restore_pretrained(dict(encoder=encoder), _checkpoint(model_dir), encoder)
+    return encoder
+
+
+def load_text_encoder(model_dir: str, seq_length: Optional[int] = None, **kwargs) -> TextEncoder:
+    """Returns the encoder of any run as a Keras layer of strings, with the weights that `load_encoder` takes.
+
+    Args:
+      model_dir: where the run lives.
+      seq_length: of the layer; None takes the run's.
+      **kwargs: of a Keras layer.
+
+    Raises:
+      UserError: when there is no run, or no checkpoint.
+    """
+    run = run_dir.read(model_dir)
+    task = run.params.task
+    family = task.model.encoder.type
+    encoder = {"type": family, family: task.model.encoder.get().as_dict()}
+    seq_length = task.train_data.seq_length if seq_length is None else seq_length
+    layer = TextEncoder(encoder, run.vocabulary, run.lower_case, seq_length, **kwargs)
+    restore_pretrained(dict(encoder=layer.encoder), _checkpoint(model_dir), layer.encoder)
+    return layer
+
+
+def load_model(run: Run, model_dir: str, best: bool = True) -> tuple[tf_keras.Model, str]:
+    """Returns a run's model with the weights of its best or else newest checkpoint, and that checkpoint.
+
+    Raises:
+      UserError: when there is no checkpoint, or it does not fit.
+    """
+    checkpoint = _checkpoint(model_dir, best)
+    model = task_factory.get_task(run.params.task).build_model()
+    try:
+        status = tf.train.Checkpoint(model=model).read(checkpoint).expect_partial()
+        status.assert_existing_objects_matched()
+    except (AssertionError, ValueError) as error:
+        reason = first_line(error)
+        raise UserError(f"{checkpoint} does not fit the settings beside it: {reason}") from error
+    return model, checkpoint
+
+
+def _checkpoint(model_dir: str, best: bool = True) -> str:
+    checkpoint = (best_checkpoint(model_dir) if best else None) or latest_checkpoint(model_dir)
+    if not checkpoint:
+        raise UserError(f"{argument('model_dir')}={model_dir}: no checkpoint there; train it first")
+    return checkpoint
+
+
+class _MatricesInBfloat16(tf_keras.mixed_precision.Policy):
+    """Layers compute in float32, with matrices that are stored in bfloat16 and cast when they are read."""
+
+    variable_dtype = "bfloat16"
+
+    def __init__(self):
+        super().__init__("float32")
+
+    @staticmethod
+    def create_variable(next_creator, **kwargs):
+        """Leaves biases and norms in float32: they are small, and Keras's norms expect it."""
+        if kwargs["dtype"] == tf.bfloat16 and len(kwargs["shape"]) < 2:
+            initial_value = kwargs["initial_value"]
+            kwargs.update(dtype=tf.float32, initial_value=lambda: tf.cast(initial_value(), tf.float32))
+        return next_creator(**kwargs)
+
+
+def in_bfloat16(task: cfg.TaskConfig, model: tf_keras.Model) -> tf_keras.Model:
+    """Returns the model of `task` with its matrices rounded to bfloat16; it computes in float32."""
+    policy = _MatricesInBfloat16()
+    with policy_scope(policy), tf.variable_creator_scope(policy.create_variable):
+        stored = task_factory.get_task(task).build_model()
+    for variable, value in zip(stored.variables, model.variables, strict=True):
+        variable.assign(tf.cast(value, variable.dtype))
+    return stored

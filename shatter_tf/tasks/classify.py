@@ -1,0 +1,241 @@
+"""shatter/classify: a label for a text, or for a pair of texts."""
+
+import dataclasses
+import functools
+from collections.abc import Iterable
+
+import numpy as np
+import tensorflow as tf
+import tf_keras
+from official.core import config_definitions as cfg
+from official.core import task_factory
+from official.nlp.modeling import models
+from official.nlp.tasks import sentence_prediction
+
+from shatter_tf.console import notice
+from shatter_tf.data import labelled
+from shatter_tf.data.labelled import LabelledDataConfig, LabelledDataLoader
+from shatter_tf.encoders.registry import EncoderConfig, build_encoder_for_head
+from shatter_tf.errors import UserError, all_of, collected, nearest
+from shatter_tf.tasks.base import (
+    BaseTask,
+    Data,
+    TaskAnswers,
+    choose_tfds_splits,
+    load_vocabulary,
+    row_weights,
+    rows_of_logs,
+)
+from shatter_tf.tasks.signature import strings, text_encoder
+from shatter_tf.tasks.step import without_autograph
+
+_DROPOUT_RATE = 0.1  # of the head: BERT's, and Model Garden's
+
+
+@dataclasses.dataclass
+class ClassifyConfig(TaskAnswers, sentence_prediction.SentencePredictionConfig):
+    """Classification of texts or pairs of texts.
+
+    Attributes:
+      metric_type: what is reported beside accuracy and selects the best checkpoint: accuracy (nothing else), f1
+        (binary, with the second label as the positive class) or matthews_corrcoef.
+      pairs: whether each input is two texts; follows from the data.
+      restore_weights: False takes the vocabulary and the encoder's settings from `init_checkpoint`, but random weights,
+        which shows what the same fine-tuning reaches without pretraining.
+    """
+
+    used = (*TaskAnswers.used, "metric_type")
+    metric_types = ("accuracy", "f1", "matthews_corrcoef")
+
+    pairs: bool = False
+    restore_weights: bool = True
+    model: sentence_prediction.ModelConfig = dataclasses.field(
+        default_factory=lambda: sentence_prediction.ModelConfig(encoder=EncoderConfig())
+    )
+    train_data: LabelledDataConfig = dataclasses.field(default_factory=lambda: LabelledDataConfig(is_training=True))
+    validation_data: LabelledDataConfig = dataclasses.field(
+        default_factory=lambda: LabelledDataConfig(is_training=False)
+    )
+
+    @property
+    def main_metric(self) -> str:
+        return "cls_accuracy" if self.metric_type == "accuracy" else self.metric_type
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """What the parts of an input are called."""
+        return ("text_a", "text_b") if self.pairs else ("text",)
+
+    def open_data(self, data_dir, pretrained):
+        config = self.replace()
+        choose_tfds_splits(config, data_dir)
+
+        def load(data, split):
+            if data_dir:
+                data.input_path = data.input_path or labelled.find_file(data_dir, split)
+            return labelled.load_rows(data)
+
+        vocabulary, train, validation = all_of(
+            functools.partial(load_vocabulary, config.train_data, pretrained),
+            lambda: load(config.train_data, "train"),
+            lambda: load(config.validation_data, "dev"),
+        )
+        config.pairs = len(train[0].texts) == 2
+        opened = Data(train, validation, vocabulary, config.train_data.lower_case)
+        if len(validation[0].texts) != len(train[0].texts):
+            opened.problems.append(
+                f"{validation[0].where}: texts and pairs of texts cannot be mixed with {train[0].where}"
+            )
+        opened.problems += too_few(config.train_data, train, "rows")
+        config.read_labels(opened)
+        return config, opened
+
+    def read_labels(self, opened: Data) -> None:
+        """Sets the label names, and the number of outputs; adds what is wrong with the rows' labels to the problems."""
+        train = self.train_data
+        train.labels = label_names(train, opened.train[0].where, (row.label for row in opened.train))
+        self.validation_data.labels = train.labels
+        for rows in (opened.train, opened.validation):
+            with collected(opened.problems):
+                labelled.label_ids(rows, train.labels)
+        opened.problems += self.set_outputs(len(train.labels), f"{len(train.labels)} labels")
+
+    def set_outputs(self, number: int, what: str) -> list[str]:
+        """Sets the number of the model's outputs; returns a line if the settings want another."""
+        self.model.num_classes = self.model.num_classes or number
+        if self.model.num_classes == number:
+            return []
+        return [f"task.model.num_classes={self.model.num_classes}, but the data has {what}"]
+
+    def problems(self):
+        if self.metric_type not in self.metric_types:
+            near = nearest(self.metric_type, self.metric_types)
+            return [f"metric_type={self.metric_type}: use {' or '.join(self.metric_types)}{near}"]
+        if self.metric_type == "f1" and self.model.num_classes not in (0, 2):
+            return [f"metric_type=f1 is of two labels, but the data has {self.model.num_classes}"]
+        return []
+
+    def class_labels(self):
+        return list(self.train_data.labels)
+
+    def sample_inputs(self, tokenizer, length):
+        texts = labelled.load_rows(self.validation_data)[0].texts
+        columns = [tf.constant([text]) for text in texts]
+        return tokenizer.pad(tokenizer.encode(columns[0], columns[1] if self.pairs else None, length))
+
+
+def label_names(train: cfg.DataConfig, where: str, labels: Iterable[str]) -> list[str]:
+    """Returns the label names in the order of their ids: those of the settings, or else the sorted `labels`.
+
+    Raises:
+      UserError: for a name that is not text or occurs twice, or when all rows, which are at `where`, have one label.
+    """
+    names = list(train.labels)
+    train.labels = []  # so that checks after an error do not meet bad ones
+    for i, name in enumerate(names):
+        if not isinstance(name, str):
+            raise UserError(f"labels={names}: {name!r} is not text; put quotes around it, as in ['no', 'yes']")
+        if name in names[:i]:
+            raise UserError(f"labels={names}: {name!r} occurs twice")
+
+    names = names or sorted(set(labels))
+    if len(names) < 2:
+        raise UserError(f"{where}: every row has the label {names[0]!r}; there is nothing to learn")
+    return names
+
+
+def too_few(train: cfg.DataConfig, rows: list, what: str) -> list[str]:
+    """Returns a line if the training data is smaller than a batch."""
+    if train.global_batch_size <= len(rows):
+        return []
+    return [f"{len(rows)} training {what} are fewer than global_batch_size={train.global_batch_size}"]
+
+
+@task_factory.register_task_cls(ClassifyConfig)
+class ClassifyTask(BaseTask, sentence_prediction.SentencePredictionTask):
+    """Classification with Model Garden's head, on the first token or, with `model.use_encoder_pooler`, on the mean."""
+
+    loader_class = LabelledDataLoader
+
+    def __init__(self, params, logging_dir=None, name=None, data=None):
+        super().__init__(params, logging_dir, name, data)
+        self.metric_type = params.metric_type
+        self.label_field = "label_ids"  # Model Garden would take the data config's, which names a TFDS feature
+        self.aggregated_metrics = () if self.metric_type == "accuracy" else (self.metric_type,)
+
+    @without_autograph
+    def build_model(self):
+        config = self.task_config.model
+        encoder, dropout_rate = build_encoder_for_head(config.encoder, config.use_encoder_pooler, _DROPOUT_RATE)
+        return models.BertClassifier(
+            network=encoder,
+            dropout_rate=dropout_rate,
+            num_classes=config.num_classes,
+            initializer=tf_keras.initializers.TruncatedNormal(stddev=config.encoder.get().initializer_range),
+            use_encoder_pooler=config.use_encoder_pooler,
+        )
+
+    def initialize(self, model):
+        if self.task_config.init_checkpoint and not self.task_config.restore_weights:
+            notice("starting from random weights, because task.restore_weights=false")
+        else:
+            super().initialize(model)
+
+    def loss_sums(self, inputs, outputs):
+        losses = tf_keras.losses.sparse_categorical_crossentropy(
+            inputs["label_ids"], tf.cast(outputs, tf.float32), from_logits=True
+        )
+        return dict(loss=tf.reduce_sum(losses * row_weights(inputs)))
+
+    def process_metrics(self, metrics, labels, model_outputs):
+        for metric in metrics:
+            of_auc = metric.name == "auc"  # of the second of two labels
+            predictions = tf.nn.softmax(model_outputs)[:, 1] if of_auc else model_outputs
+            metric.update_state(labels["label_ids"], predictions, sample_weight=row_weights(labels))
+
+    def evaluation_logs(self, inputs, outputs):
+        if self.metric_type == "matthews_corrcoef":
+            outputs = tf.argmax(outputs, axis=1)[:, tf.newaxis]
+        return dict(sentence_prediction=outputs, labels=inputs["label_ids"], row_weights=row_weights(inputs))
+
+    def aggregate_logs(self, state=None, step_outputs=None):
+        if not self.aggregated_metrics:
+            return None
+        state = state or {"sentence_prediction": [], "labels": []}
+        for name, values in rows_of_logs(step_outputs, *state).items():
+            state[name].append(values)
+        return state
+
+    def predict(self, model, inputs):
+        return dict(probabilities=tf.nn.softmax(tf.cast(model(inputs, training=False), tf.float32)))
+
+    def decode(self, outputs, rest=None):
+        """Adds `label`, string [B], and `labels`, string [B, labels], to `probabilities`, float32 [B, labels]."""
+        labels = tf.constant(self.task_config.class_labels())
+        probabilities = outputs["probabilities"]
+        return dict(
+            label=tf.gather(labels, tf.argmax(probabilities, axis=-1)),
+            probabilities=probabilities,
+            labels=tf.tile(labels[tf.newaxis], [tf.shape(probabilities)[0], 1]),
+        )
+
+    def signatures(self, model, tokenizer):
+        signatures = super().signatures(model, tokenizer)
+        config = self.task_config
+        of_texts = dataclasses.replace(
+            signatures["token_ids"],
+            takes=strings(*config.texts),
+            encode=text_encoder(tokenizer, config.train_data.seq_length),
+        )
+        return {"serving_default": of_texts, **signatures}
+
+    def confusion(self, model: tf_keras.Model, batches: tf.data.Dataset) -> np.ndarray:
+        """Returns how often the row's label was taken for the column's, int64 [labels, labels]."""
+        number = self.task_config.model.num_classes
+        predict = tf.function(lambda inputs: tf.argmax(model(inputs, training=False), axis=-1), autograph=False)
+        counts = np.zeros([number, number], np.int64)
+        for batch in batches:
+            rows = batch.pop("row_weights").numpy() > 0
+            labels = batch.pop("label_ids").numpy()[rows]
+            np.add.at(counts, (labels, predict(batch).numpy()[rows]), 1)
+        return counts

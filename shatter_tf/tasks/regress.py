@@ -1,0 +1,69 @@
+"""shatter/regress: a number for a text, or for a pair of texts."""
+
+import dataclasses
+
+import numpy as np
+import tensorflow as tf
+from official.core import task_factory
+from scipy import stats
+
+from shatter_tf.data import labelled
+from shatter_tf.errors import collected
+from shatter_tf.tasks.base import row_weights
+from shatter_tf.tasks.classify import ClassifyConfig, ClassifyTask
+
+
+@dataclasses.dataclass
+class RegressConfig(ClassifyConfig):
+    """Regression from texts or pairs of texts to a number, by least squares."""
+
+    metric_types = ("pearson_spearman_corr",)
+
+    metric_type: str = "pearson_spearman_corr"
+
+    def read_labels(self, opened):
+        if self.train_data.labels or self.validation_data.labels:
+            opened.problems.append(
+                "task.train_data.labels: regression is to numbers, which have no names; leave it out"
+            )
+        for rows in (opened.train, opened.validation):
+            with collected(opened.problems):
+                labelled.label_numbers(rows)
+        opened.problems += self.set_outputs(1, "a number for each row")
+
+    def class_labels(self):
+        return None
+
+
+@task_factory.register_task_cls(RegressConfig)
+class RegressTask(ClassifyTask):
+    """Regression with the classification head, one number wide; the loss is the mean squared error."""
+
+    def __init__(self, params, logging_dir=None, name=None, data=None):
+        super().__init__(params, logging_dir, name, data)
+        self.aggregated_metrics = ("pearson", "spearman", "pearson_spearman_corr")
+
+    def loss_sums(self, inputs, outputs):
+        errors = tf.square(tf.cast(outputs, tf.float32)[:, 0] - inputs["label_ids"])
+        return dict(loss=tf.reduce_sum(errors * row_weights(inputs)))
+
+    def build_metrics(self, training=None):
+        return []  # Model Garden's only repeats the loss
+
+    def reduce_aggregated_logs(self, aggregated_logs, global_step=None):
+        predictions, numbers = (
+            np.concatenate(aggregated_logs[key]).astype(np.float64).reshape(-1)
+            for key in ("sentence_prediction", "labels")
+        )
+        varied = np.ptp(predictions) > 0 and np.ptp(numbers) > 0  # nothing correlates with a constant
+        pearson, spearman = (
+            float(correlation(predictions, numbers)[0]) if varied else 0.0
+            for correlation in (stats.pearsonr, stats.spearmanr)
+        )
+        return dict(pearson=pearson, spearman=spearman, pearson_spearman_corr=(pearson + spearman) / 2)
+
+    def predict(self, model, inputs):
+        return dict(score=tf.cast(model(inputs, training=False), tf.float32)[:, 0])
+
+    def decode(self, outputs, rest=None):
+        return outputs

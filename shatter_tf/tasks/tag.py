@@ -1,0 +1,197 @@
+"""shatter/tag: a tag for each word of a sentence."""
+
+import dataclasses
+import functools
+import itertools
+
+import numpy as np
+import tensorflow as tf
+import tf_keras
+from official.core import task_factory
+from official.nlp.modeling import models
+from official.nlp.tasks import tagging
+from sklearn import metrics as sklearn_metrics
+
+from shatter_tf.data import labelled
+from shatter_tf.data.tagging import (
+    EXTENSIONS,
+    NO_TAG,
+    TaggingDataConfig,
+    TaggingDataLoader,
+    is_iob,
+    read_sentences,
+    tag_ids,
+)
+from shatter_tf.encoders.registry import EncoderConfig, build_encoder_for_head
+from shatter_tf.errors import UserError, all_of, argument, collected
+from shatter_tf.tasks.base import BaseTask, Data, TaskAnswers, load_vocabulary, refuse_tfds, row_weights
+from shatter_tf.tasks.classify import label_names, too_few
+from shatter_tf.tasks.signature import Signature, strings
+from shatter_tf.tasks.step import without_autograph
+
+
+@dataclasses.dataclass
+class TagConfig(TaskAnswers, tagging.TaggingConfig):
+    """A tag for each word. `class_names` are the tags, which follow from the data."""
+
+    used = (*TaskAnswers.used, "class_names")
+
+    model: tagging.ModelConfig = dataclasses.field(default_factory=lambda: tagging.ModelConfig(encoder=EncoderConfig()))
+    train_data: TaggingDataConfig = dataclasses.field(default_factory=lambda: TaggingDataConfig(is_training=True))
+    validation_data: TaggingDataConfig = dataclasses.field(default_factory=lambda: TaggingDataConfig(is_training=False))
+
+    @property
+    def main_metric(self) -> str:
+        return "f1" if is_iob(self.train_data.labels) else "accuracy"
+
+    def open_data(self, data_dir, pretrained):
+        config = self.replace()
+        train = config.train_data
+        needed = f"{argument('data_dir')}, with train and dev files (.tsv or .jsonl)"
+        refuse_tfds(config, needed)
+
+        def load(data, split):
+            if data_dir:
+                data.input_path = data.input_path or labelled.find_file(data_dir, split, EXTENSIONS)
+            if not data.input_path:
+                raise UserError(f"no tagged sentences: give {needed}")
+            return read_sentences(data.input_path)
+
+        vocabulary, sentences, validation = all_of(
+            functools.partial(load_vocabulary, train, pretrained),
+            lambda: load(train, "train"),
+            lambda: load(config.validation_data, "dev"),
+        )
+        opened = Data(sentences, validation, vocabulary, train.lower_case)
+        opened.problems += too_few(train, sentences, "sentences")
+
+        train.labels = train.labels or config.class_names or []
+        tags = itertools.chain.from_iterable(sentence.tags for sentence in sentences)
+        train.labels = label_names(train, train.input_path, tags)
+        config.class_names = config.validation_data.labels = train.labels
+        for part in (sentences, validation):
+            with collected(opened.problems):
+                tag_ids(part, train.labels)
+        return config, opened
+
+    def problems(self):
+        rate = self.model.head_dropout
+        return [] if 0 <= rate < 1 else [f"model.head_dropout={rate} is not in [0, 1)"]
+
+
+@task_factory.register_task_cls(TagConfig)
+class TagTask(BaseTask, tagging.TaggingTask):
+    """Tagging with Model Garden's head; each word's tag is predicted from its first wordpiece.
+
+    Words are scored by accuracy. Where tags mark entities (B-X, I-X, O), these are scored by seqeval's F1, precision
+    and recall, other tags by the mean of their F1.
+    """
+
+    loader_class = TaggingDataLoader
+
+    def __init__(self, params, logging_dir=None, name=None, data=None):
+        super().__init__(params, logging_dir, name, data)
+        self._is_iob = is_iob(params.class_names)
+        more = ("f1", "precision", "recall") if self._is_iob else ("macro_f1",)
+        self.aggregated_metrics = (*more, "accuracy")
+
+    @without_autograph
+    def build_model(self):
+        config = self.task_config.model
+        encoder, dropout_rate = build_encoder_for_head(config.encoder, False, config.head_dropout)
+        return models.BertTokenClassifier(
+            network=encoder,
+            num_classes=len(self.task_config.class_names),
+            initializer=tf_keras.initializers.TruncatedNormal(stddev=config.head_initializer_range),
+            dropout_rate=dropout_rate,
+            output="logits",
+        )
+
+    def weights(self, inputs):
+        return dict(loss=tf.reduce_sum(tf.cast(self._tags(inputs) != NO_TAG, tf.float32)))
+
+    def loss_sums(self, inputs, outputs):
+        tags = self._tags(inputs)
+        losses = tf_keras.losses.sparse_categorical_crossentropy(
+            tf.maximum(tags, 0), tf.cast(outputs["logits"], tf.float32), from_logits=True
+        )
+        return dict(loss=tf.reduce_sum(losses * tf.cast(tags != NO_TAG, tf.float32)))
+
+    def _tags(self, inputs):
+        """Returns the labels, with NO_TAG in padding rows."""
+        return tf.where(row_weights(inputs)[:, tf.newaxis] > 0, inputs["label_ids"], NO_TAG)
+
+    def build_metrics(self, training=None):
+        return [tf_keras.metrics.SparseCategoricalAccuracy("accuracy")] if training else []
+
+    def process_metrics(self, metrics, labels, model_outputs):
+        tags = labels["label_ids"]
+        for metric in metrics:
+            metric.update_state(tf.maximum(tags, 0), model_outputs["logits"], sample_weight=tags != NO_TAG)
+
+    def evaluation_logs(self, inputs, outputs):
+        return dict(predict_ids=outputs["predict_ids"], label_ids=self._tags(inputs))
+
+    def aggregate_logs(self, state=None, step_outputs=None):
+        # Sentence by sentence; Model Garden's takes the words of a batch as one sentence, and entities may run on.
+        state = state or {"predict_class": [], "label_class": []}
+        names = np.array(self.task_config.class_names)
+        predicted, labels = (
+            np.concatenate([value.numpy() for value in step_outputs[key]]) for key in ("predict_ids", "label_ids")
+        )
+        for sentence, tags in zip(predicted, labels, strict=True):
+            if np.all(tags == NO_TAG):  # no sentence
+                continue
+            state["predict_class"].append(names[sentence[tags != NO_TAG]].tolist())
+            state["label_class"].append(names[tags[tags != NO_TAG]].tolist())
+        return state
+
+    def reduce_aggregated_logs(self, aggregated_logs, global_step=None):
+        if self._is_iob:
+            return super().reduce_aggregated_logs(aggregated_logs, global_step)
+        predicted, labels = (np.concatenate(aggregated_logs[key]) for key in ("predict_class", "label_class"))
+        macro = sklearn_metrics.f1_score(labels, predicted, average="macro", zero_division=0)
+        return dict(macro_f1=macro, accuracy=np.mean(predicted == labels))
+
+    def predict(self, model, inputs):
+        logits = model(inputs, training=False)["logits"]
+        return dict(tag_probabilities=tf.nn.softmax(tf.cast(logits, tf.float32)))
+
+    def signatures(self, model, tokenizer):
+        signatures = super().signatures(model, tokenizer)
+
+        def encode(text):
+            words = tf.strings.split(tf.strings.unicode_transcode(text, "UTF-8", "UTF-8", errors="replace"))
+            inputs, first = tokenizer.encode_words(words, self.task_config.train_data.seq_length)
+            return inputs, (words, first)
+
+        predict = signatures["token_ids"].predict
+        return {"serving_default": Signature(strings("text"), encode, predict, self.tags_of_words), **signatures}
+
+    def tags_of_words(
+        self, outputs: dict[str, tf.Tensor], rest: tuple[tf.RaggedTensor, tf.RaggedTensor]
+    ) -> dict[str, tf.Tensor]:
+        """Returns each word's likeliest tag, padded to the text with the most words.
+
+        Args:
+          outputs: `tag_probabilities`, float32 [B, L, tags].
+          rest: the words, ragged strings [B, words]; and the places of their first wordpieces, without those that are
+            cut off.
+
+        Returns:
+          `words` and `tags`, string [B, words]; and `probabilities`, float32 [B, words]. Padding and words that are cut
+          off have the tag "" and the probability 0.
+        """
+        words, first = rest
+        words = words.to_tensor()
+        is_tagged = tf.sequence_mask(first.row_lengths(), tf.shape(words)[1])
+
+        probabilities = tf.gather(outputs["tag_probabilities"], first.to_tensor(), batch_dims=1)
+        missing = tf.shape(words)[1] - tf.shape(probabilities)[1]
+        probabilities = tf.pad(probabilities, [[0, 0], [0, missing], [0, 0]])
+        tags = tf.gather(tf.constant(self.task_config.class_names), tf.argmax(probabilities, axis=-1))
+        return dict(
+            words=words,
+            tags=tf.where(is_tagged, tags, ""),
+            probabilities=tf.where(is_tagged, tf.reduce_max(probabilities, axis=-1), 0.0),
+        )

@@ -1,0 +1,52 @@
+"""What `python -m shatter_tf.train` does, from settings to the exit code."""
+
+import contextlib
+import os
+import sys
+
+from shatter_tf.checkpoints import latest_checkpoint
+from shatter_tf.cluster import is_chief
+from shatter_tf.console import notice, say
+from shatter_tf.errors import UserError, argument, first_line
+from shatter_tf.files import PASSING_ERRORS
+from shatter_tf.training import run_dir, settings
+from shatter_tf.training.distribution import WorkerLost, build_strategy
+from shatter_tf.training.preemption import StopRequest
+from shatter_tf.training.session import Session
+
+
+def run(experiment: str, model_dir: str, mode: str, stop: StopRequest, **given) -> int:
+    """Trains or evaluates a run to its end.
+
+    Args:
+      experiment, model_dir: the run, and where it lives.
+      mode: "train_and_eval", "train" or "eval".
+      stop: asked between steps.
+      **given: the other arguments of `settings.resolve`.
+
+    Returns:
+      The exit code: 0, or os.EX_TEMPFAIL when the same command should be tried again.
+
+    Raises:
+      UserError: for everything that a user has to change first.
+    """
+    resolved = settings.resolve(experiment, model_dir=model_dir, **given)
+    if mode == "eval" and not latest_checkpoint(model_dir):
+        raise UserError(f"{argument('model_dir')}={model_dir}: no checkpoint to evaluate")
+    try:
+        strategy = build_strategy(resolved.params.runtime)
+        writes = mode != "eval" and is_chief()
+        with run_dir.held_for_training(model_dir) if writes else contextlib.nullcontext():
+            session = Session(resolved, model_dir, strategy)
+            notice(session.describe())
+            if mode == "eval":
+                session.evaluate()
+                return 0
+            finished = session.train(evaluate=mode == "train_and_eval", stop=stop)
+    except WorkerLost as error:
+        say(f"another worker is gone; restart all, they resume from the last checkpoint ({error})")
+        os._exit(os.EX_TEMPFAIL)  # without an orderly shutdown, which would wait for the one that is gone
+    except PASSING_ERRORS as error:
+        say(f"stopped: {first_line(error)}; the same command resumes from the last checkpoint", sys.stderr)
+        return os.EX_TEMPFAIL
+    return 0 if finished else os.EX_TEMPFAIL

@@ -1,0 +1,369 @@
+"""From flags, files and data to an experiment with every setting in place, checked before any graph is built.
+
+Later sources override earlier ones: the experiment's defaults; the encoder of --init_checkpoint; --config_file;
+--params_override. What is still unset then follows from the data and from train_steps.
+"""
+
+import collections.abc
+import copy
+import json
+import math
+import re
+import types
+import typing
+from collections.abc import Iterator
+from typing import Any, Optional
+
+import tensorflow as tf
+import yaml
+from official.core import config_definitions as cfg
+from official.modeling import hyperparams
+
+from shatter_tf.console import warn
+from shatter_tf.encoders import registry as encoders
+from shatter_tf.errors import UserError, all_of, argument, collected, nearest, raise_all
+from shatter_tf.tasks.base import Pretrained
+from shatter_tf.tasks.registry import get_experiment
+from shatter_tf.training import checks, run_dir
+from shatter_tf.training.run_dir import Run
+
+# Settings that validation data takes over from training data unless they are set for it.
+_SHARED_DATA_FIELDS = [
+    "global_batch_size",
+    "seq_length",
+    "mask_rate",
+    "max_predictions_per_seq",
+    "vocab_file",
+    "lower_case",
+    "doc_stride",
+    "max_query_length",
+    "labels",
+    "text_fields",
+    "label_field",
+    "tfds_name",
+    "tfds_data_dir",
+]
+
+
+class _YamlLoader(yaml.SafeLoader):
+    """Safe YAML in which 1e-3 is a number, as it is everywhere else."""
+
+
+_YamlLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def _load_yaml(text: str):
+    settings = yaml.load(text, _YamlLoader)
+    # Escapes in YAML can give halves of characters, which TensorFlow does not accept as text.
+    json.dumps(settings, ensure_ascii=False, skipkeys=True, default=str).encode()
+    return settings
+
+
+def read_config_file(path: str, flag: str = "config_file") -> dict:
+    """Returns the settings in a YAML file, the value of the argument `flag`; raises UserError."""
+    where = f"{argument(flag)}={path}"
+    try:
+        with tf.io.gfile.GFile(path) as f:
+            settings = _load_yaml(f.read())
+    except tf.errors.OpError as error:
+        raise UserError(f"{where}: no such file") from error
+    except (yaml.YAMLError, UnicodeError) as error:
+        raise UserError(f"{where}: {' '.join(str(error).split())}") from error
+    if not isinstance(settings, dict):
+        raise UserError(f"{where}: no settings in it")
+    return settings
+
+
+def parse_override(text: str) -> dict:
+    """Returns the settings in k=v,k=v with dotted keys; raises UserError.
+
+    Example:
+    >>> parse_override("trainer.train_steps=10,task.model.num_classes=2")
+    {'trainer': {'train_steps': 10}, 'task': {'model': {'num_classes': 2}}}
+    """
+    try:
+        settings = _load_yaml(hyperparams.nested_csv_str_to_json_str(text)) if text else {}
+    except (ValueError, yaml.YAMLError) as error:
+        raise UserError(
+            f"{argument('params_override')}={text}: {' '.join(str(error).split())}; expected key=value,…"
+        ) from error
+    if not isinstance(settings, dict):
+        raise UserError(f"{argument('params_override')}={text}: expected key=value,…")
+    return settings
+
+
+def merge(first: dict, second: dict) -> dict:
+    """Returns both nested dicts in one; where they disagree, the second wins."""
+    result = dict(first)
+    for key, value in second.items():
+        both = isinstance(value, dict) and isinstance(result.get(key), dict)
+        result[key] = merge(result[key], value) if both else value
+    return result
+
+
+def _dig(settings: dict, *path: str) -> dict:
+    for key in path:
+        settings = settings.get(key) if isinstance(settings, dict) else None
+    return settings if isinstance(settings, dict) else {}
+
+
+def _key_problems(config: hyperparams.Config, settings: dict, path: str = "") -> Iterator[str]:
+    """Yields a line for every key that `config` does not have, and for every value of the wrong type."""
+    hints = typing.get_type_hints(type(config))
+    for key, value in settings.items():
+        name = f"{path}{key}"
+        if key not in config.__dict__:
+            known = [k for k in config.__dict__ if not k.startswith("_")]
+            suggestion = nearest(str(key), known) or f" (there are {', '.join(known)})"
+            yield f"no setting {name}{suggestion}"
+            continue
+        current = config.__dict__[key]
+        if isinstance(value, dict) and current is None:  # an optional config: one of its kind
+            parts = typing.get_args(hints.get(key)) or (hints.get(key),)
+            kinds = [part for part in parts if isinstance(part, type) and issubclass(part, hyperparams.Config)]
+            current = kinds[0]() if kinds else None
+        if isinstance(current, hyperparams.Config):
+            if isinstance(value, dict):
+                yield from _key_problems(current, value, name + ".")
+            else:
+                yield f"{name} holds settings of its own ({', '.join(current.as_dict())})"
+        elif isinstance(value, dict):
+            yield f"{name} has no settings of its own"
+        elif key == "type" and isinstance(config, hyperparams.OneOfConfig) and value not in _choices(config):
+            yield f"{name}={value!r}: there are {', '.join(filter(None, _choices(config)))}"
+        elif not _fits(value, hints.get(key, Any)):
+            yield f"{name}={value!r} is not {_TYPE_NAMES.get(hints[key], 'of the right type')}"
+
+
+def _choices(config: hyperparams.OneOfConfig) -> list[Optional[str]]:
+    """Returns what `type` may be: one of the config's parts, or None where that is its default."""
+    parts = [key for key, value in config.__dict__.items() if isinstance(value, hyperparams.Config)]
+    return [*parts, *([None] if type(config)().type is None else [])]
+
+
+_TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+
+
+def _fits(value, hint) -> bool:
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return any(_fits(value, part) for part in typing.get_args(hint))
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if hint in (bool, str, type(None)):
+        return isinstance(value, hint)
+    if typing.get_origin(hint) in (list, tuple, collections.abc.Sequence):
+        return isinstance(value, (list, tuple))
+    return True
+
+
+def _make_floats(config: hyperparams.Config) -> None:
+    """Turns whole numbers into floats where floats are expected: TensorFlow does not multiply one by the other."""
+    hints = typing.get_type_hints(type(config))
+    for key, value in config.__dict__.items():
+        hint = hints.get(key)
+        if isinstance(value, hyperparams.Config):
+            _make_floats(value)
+        elif type(value) is int and float in (hint, *typing.get_args(hint)):
+            setattr(config, key, float(value))
+
+
+def _override_all(params: cfg.ExperimentConfig, config_file: Optional[str], params_override: str) -> dict:
+    """Overrides `params` with the file and the flag; returns the settings of both, merged."""
+    of_file, of_flag = all_of(
+        lambda: with_current_names(read_config_file(config_file)) if config_file else {},
+        lambda: with_current_names(parse_override(params_override)),
+    )
+    sources = {f"{argument('config_file')}={config_file}": of_file, argument("params_override"): of_flag}
+    raise_all(
+        [f"{where}: {problem}" for where, settings in sources.items() for problem in _key_problems(params, settings)]
+    )
+
+    for settings in sources.values():
+        params.override(copy.deepcopy(settings), is_strict=True)
+    _make_floats(params)
+    for name in ("train_data", "validation_data"):
+        path = getattr(params.task, name).input_path
+        if not isinstance(path, str):
+            raise UserError(f"task.{name}.input_path={path}: only one path is read")
+    return merge(*sources.values())
+
+
+def with_current_names(settings: dict, path: tuple[str, ...] = ("task", "model", "encoder")) -> dict:
+    """Returns nested settings in which families of encoders, the keys at `path`, have their current names.
+
+    Example:
+    >>> with_current_names({"task": {"model": {"encoder": {"type": "any", "any": {"num_parts": 4}}}}})
+    {'task': {'model': {'encoder': {'type': 'shatter', 'shatter': {'num_parts': 4}}}}}
+    """
+    if not path:
+        return encoders.canonical(settings)
+    key, *rest = path
+    if not isinstance(settings.get(key), dict):
+        return settings
+    return {**settings, key: with_current_names(settings[key], tuple(rest))}
+
+
+def resolve(
+    experiment: str,
+    *,
+    config_file: Optional[str] = None,
+    params_override: str = "",
+    data_dir: Optional[str] = None,
+    init_checkpoint: Optional[str] = None,
+    model_dir: Optional[str] = None,
+) -> Run:
+    """Returns the run that the arguments, the flags of `shatter_tf.train`, describe, with its data opened.
+
+    Raises:
+      UserError: with everything in them, or in the files and devices they name, that would stop the run later; with
+        only the names and types of settings where these are wrong.
+    """
+    get_experiment(experiment)
+    problems: list[str] = []
+    initial = None
+    if init_checkpoint:
+        with collected(problems):
+            initial = run_dir.read(init_checkpoint, "init_checkpoint")
+
+    # Settings: what was given, then what the data decides, then what follows.
+    params, given = combine(experiment, config_file, params_override, initial, init_checkpoint)
+    if params.task.init_checkpoint != (init_checkpoint if initial else ""):
+        problems.append(
+            f"task.init_checkpoint={params.task.init_checkpoint}: give {argument('init_checkpoint')}, which is checked"
+        )
+    data = None
+    if not problems:  # else it is not known which vocabulary the data is for
+        pretrained = initial and Pretrained(init_checkpoint, initial.vocabulary, initial.lower_case)
+        with collected(problems):
+            params.task, data = params.task.open_data(data_dir, pretrained)
+            problems += data.problems
+            if initial and initial.vocabulary != data.vocabulary:
+                problems.append(
+                    f"{argument('init_checkpoint')}={init_checkpoint}: its vocabulary is not the one of this run"
+                )
+    params = derive(params, given, len(data.vocabulary) if data else 0)
+
+    # Checks.
+    problems += checks.problems(params, len(data.vocabulary) if data else 0)
+    vocabulary = data.vocabulary if data else []
+    run = Run(experiment, params, vocabulary, data.lower_case if data else True, data)
+    if model_dir and data:
+        with collected(problems):
+            run_dir.check(model_dir, run)
+    raise_all(problems)
+    _warn_of_idle_steps(params)
+    return run
+
+
+def combine(
+    experiment: str,
+    config_file: Optional[str],
+    params_override: str,
+    initial: Optional[Run] = None,
+    init_checkpoint: Optional[str] = None,
+) -> tuple[cfg.ExperimentConfig, dict]:
+    """Returns an experiment's settings with those of a pretraining run, a file and a flag, and what these two give.
+
+    Raises:
+      UserError: for settings that do not exist, or have the wrong type.
+    """
+    params = get_experiment(experiment)
+    if initial:
+        params.task.model.encoder.override(initial.params.task.model.encoder.as_dict(), is_strict=True)
+        params.task.init_checkpoint = init_checkpoint
+        if hasattr(params.task.train_data, "lower_case"):
+            params.task.train_data.lower_case = initial.lower_case
+    given = _override_all(params, config_file, params_override)
+    _share_with_validation(params.task, given)
+    return params, given
+
+
+def _warn_of_idle_steps(params: cfg.ExperimentConfig) -> None:
+    """Warns when the learning rate is zero before the end."""
+    rate = params.trainer.optimizer_config.learning_rate
+    steps = params.trainer.train_steps
+    schedule = rate.get().as_dict()
+    last = schedule.get("decay_steps", steps)
+    if last < steps and not schedule.get("end_learning_rate", schedule.get("alpha")):
+        warn(
+            f"the learning rate is 0 from step {last} on, but trainer.train_steps={steps}; leave out "
+            f"trainer.optimizer_config.learning_rate.{rate.type}.decay_steps, and it follows from that"
+        )
+
+
+def resolve_without_data(*, config_file: Optional[str] = None, params_override: str = "") -> cfg.ExperimentConfig:
+    """Returns pretraining's settings as `resolve` does, for a vocabulary of the encoder's size; raises UserError."""
+    params, given = combine("shatter/pretrain", config_file, params_override)
+    size = params.task.model.encoder.shatter.vocab_size
+    params = derive(params, given, size)
+    raise_all(checks.problems(params, size))
+    return params
+
+
+def derive(params: cfg.ExperimentConfig, given: dict, vocabulary_size: int) -> cfg.ExperimentConfig:
+    """Returns the settings with everything set that follows from others.
+
+    Args:
+      params: the settings, with what the data decides.
+      given: what a user set.
+      vocabulary_size: of the data; 0 if it could not be read.
+    """
+    params = params.replace()
+    _share_with_validation(params.task, given)
+    _derive_encoder(params, given, vocabulary_size)
+    _derive_trainer(params, given)
+    return params
+
+
+def _share_with_validation(task: cfg.TaskConfig, explicit: dict) -> None:
+    own = {*_dig(explicit, "task", "validation_data")}
+    if "seq_length" in own:
+        own.add("max_predictions_per_seq")  # else longer rows would be masked less
+    if "input_path" in own:
+        own |= {"tfds_name", "tfds_data_dir"}
+    for name in _SHARED_DATA_FIELDS:
+        if hasattr(task.train_data, name) and name not in own:
+            setattr(task.validation_data, name, copy.deepcopy(getattr(task.train_data, name)))
+
+
+def _derive_encoder(params: cfg.ExperimentConfig, given: dict, vocabulary_size: int) -> None:
+    """Fits the encoder to the vocabulary; Shatter's settings hold for other families too, unless set for them."""
+    encoder = params.task.model.encoder
+    given = encoders.canonical(_dig(given, "task", "model", "encoder"))
+    default, chosen = given.get(encoders.DEFAULT, {}), given.get(encoder.type, {})
+    pretrained = bool(params.task.init_checkpoint)
+    if vocabulary_size and not pretrained and "vocab_size" not in default:
+        encoder.shatter.vocab_size = -(-vocabulary_size // 64) * 64  # whole tiles of a matrix unit
+
+    if encoder.type != encoders.DEFAULT and encoder.type in encoders.FAMILIES:
+        own = encoder.get()
+        sizes = own.size_like(encoder.shatter, default)
+        if pretrained:  # the rest comes from the checkpoint
+            names = {own.own_names.get(name, name) for name in default}
+            sizes = {name: value for name, value in sizes.items() if name in names}
+        own.override({**sizes, **chosen}, is_strict=True)
+
+
+def _derive_trainer(params: cfg.ExperimentConfig, explicit: dict) -> None:
+    """Derives unset settings of schedule and intervals from train_steps, and what makes a checkpoint the best."""
+    trainer = params.trainer
+    trainer.best_checkpoint_eval_metric = trainer.best_checkpoint_eval_metric or params.task.main_metric
+    if "best_checkpoint_metric_comp" not in _dig(explicit, "trainer"):
+        errors = ("loss", "mean_squared_error")
+        trainer.best_checkpoint_metric_comp = "lower" if trainer.best_checkpoint_eval_metric in errors else "higher"
+    steps = trainer.train_steps
+    rate, warmup = trainer.optimizer_config.learning_rate.get(), trainer.optimizer_config.warmup.get()
+    if getattr(rate, "decay_steps", 0) is None:
+        rate.decay_steps = max(1, steps)
+    if getattr(warmup, "warmup_steps", 0) is None:
+        warmup.warmup_steps = max(0, steps // 10)
+    trainer.steps_per_loop = min(trainer.steps_per_loop or max(1, min(100, steps // 20)), max(1, steps))
+    loop = trainer.steps_per_loop
+    trainer.summary_interval = trainer.summary_interval or loop
+    # An evaluation every fifth of the run, at the end of a loop.
+    trainer.validation_interval = trainer.validation_interval or -(-max(1, steps // 5) // loop) * loop
+    trainer.checkpoint_interval = trainer.checkpoint_interval or trainer.validation_interval
