@@ -13,9 +13,11 @@ from layer_checks import check_layer
 import shatter_tf
 from shatter_tf.encoders.base import PackedEncoder
 from shatter_tf.encoders.bert import encoder as bert_encoder
+from shatter_tf.encoders.bpt.encoder import BptBlock, BptEncoder
 from shatter_tf.encoders.shatter.attention import ShatterAttention
 from shatter_tf.encoders.shatter.config import ShatterConfig
 from shatter_tf.encoders.shatter.encoder import ShatterEncoder, ShatterEncoderBlock
+from shatter_tf.encoders.smart_bird.encoder import SmartBirdBlock, SmartBirdEncoder
 from shatter_tf.serving.text_encoder import TextEncoder
 
 CONFIG = ShatterConfig(
@@ -100,8 +102,9 @@ CHECKS = [
     (ShatterEncoder, IN_BLOCKS, _call_encoder, _encoder(_norm("final_layer_norm"), part="position_bias")),
 ]
 # Model Garden's layers with a change or two: test_baselines.py.
-# TextEncoder is one of strings: test_text_encoder.py. PackedEncoder has no blocks of its own.
-EXEMPT = {TextEncoder, PackedEncoder} | {
+# TextEncoder is one of strings: test_text_encoder.py. PackedEncoder has no blocks of its own. Other families go through
+# the harness in their own tests.
+EXEMPT = {TextEncoder, PackedEncoder, BptBlock, BptEncoder, SmartBirdBlock, SmartBirdEncoder} | {
     cls for _, cls in inspect.getmembers(bert_encoder, inspect.isclass) if cls.__module__ == bert_encoder.__name__
 }
 

@@ -13,8 +13,8 @@ from shatter_tf.encoders.bert.encoder import BertBaseline
 from shatter_tf.encoders.shatter.config import ShatterConfig
 from shatter_tf.encoders.smart_bird.config import SmartBirdConfig
 from shatter_tf.encoders.smart_bird.encoder import SmartBirdBlock, SmartBirdEncoder
-from shatter_tf.encoders.smart_bird.sketch import attend, sampled_indices, sampled_mask, uniform
-from shatter_tf.layers.dropout import row_keys, site_keys
+from shatter_tf.encoders.smart_bird.sketch import attend, sampled_indices, sampled_mask
+from shatter_tf.layers.dropout import row_keys, site_keys, uniform
 
 B, L, H, E, R, F, K = 3, 23, 2, 7, 5, 17, 10  # distinct primes, S = K + 1 too: a transposed axis cannot pass
 D = H * E

@@ -9,7 +9,7 @@ import tf_keras
 
 from shatter_tf.data.vocabulary import SPECIAL_TOKENS
 from shatter_tf.errors import UserError
-from shatter_tf.serving.load import load_encoder, load_text_encoder
+from shatter_tf.serving.load import load_encoder, load_model, load_text_encoder
 from shatter_tf.serving.text_encoder import TextEncoder
 from shatter_tf.training import run_dir
 from shatter_tf.training.session import Session
@@ -31,13 +31,13 @@ def test_a_run_and_its_export_give_the_same_vectors(exported, capsys):
     np.testing.assert_array_equal(encoder(inputs)["sequence_output"], layer.encoder(inputs)["sequence_output"])
 
 
-@pytest.mark.parametrize("choice", ["type=bert", "shatter.pooling=first_token"])
-def test_an_encoder_of_any_family_is_loaded_with_its_weights_and_a_pooler_to_train(pretrain, tmp_path, choice):
-    run = pretrain(more=f"task.model.encoder.{choice}")
+@pytest.mark.parametrize("choices", [{"type": "bert"}, {"shatter.pooling": "first_token"}])
+def test_an_encoder_of_any_family_is_loaded_with_its_weights_and_a_pooler_to_train(pretrain, tmp_path, choices):
+    choices |= {f"bert.{name}": size for name, size in BERT.items()}
+    run = pretrain(more=",".join(f"task.model.encoder.{key}={value}" for key, value in choices.items()))
     run_dir.write(str(tmp_path), run)
-    session = Session(run, str(tmp_path))
-    session.saver.save()
-    trained = session.model.encoder_network
+    Session(run, str(tmp_path)).saver.save()
+    trained = load_model(run, str(tmp_path))[0].encoder_network
     assert not trained.pooler_layer.trainable
 
     encoder = load_encoder(str(tmp_path))

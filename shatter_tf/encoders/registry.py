@@ -12,9 +12,14 @@ from official.modeling import hyperparams
 from shatter_tf.encoders.base import Family
 from shatter_tf.encoders.bert.encoder import BertBaseline
 from shatter_tf.encoders.shatter.encoder import ShatterEncoder
+from shatter_tf.encoders.smart_bird.encoder import SmartBirdEncoder
 
 # By `encoder.type`: encoders, each bound to its config.
-FAMILIES: dict[str, type[tf_keras.layers.Layer]] = {"shatter": ShatterEncoder, "bert": BertBaseline}
+FAMILIES: dict[str, type[tf_keras.layers.Layer]] = {
+    "shatter": ShatterEncoder,
+    "bert": BertBaseline,
+    "smart_bird": SmartBirdEncoder,
+}
 DEFAULT = "shatter"
 # Model Garden's word for a custom encoder, which older runs and grids say.
 _ALIASES = {"any": "shatter"}

@@ -53,6 +53,24 @@ def site_keys(keys: tf.Tensor, site: int) -> tf.Tensor:
     return _mix(keys + _unsigned((site + 1) * _GOLDEN % 2**32))
 
 
+def uniform(keys: tf.Tensor, places: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
+    """Returns random numbers between 0 and 1, both excluded, float32 [..., L, M]: a pure function of its arguments.
+
+    Args:
+      keys: uint32 [...].
+      places: two integer tensors, [L] and [M], whose sum identifies an entry.
+
+    Example:
+    >>> u = uniform(tf.constant([5], tf.uint32), (tf.range(300) * 1000, tf.range(1000)))
+    >>> u.shape, abs(float(tf.reduce_mean(u)) - 0.5) < 0.003, bool(tf.reduce_all((u > 0) & (u < 1)))
+    (TensorShape([1, 300, 1000]), True, True)
+    """
+    rows, columns = (_unsigned(t) * _unsigned(_GOLDEN) for t in places)
+    number = _mix(rows[:, tf.newaxis] + columns, keys[..., tf.newaxis, tf.newaxis])
+    # The middles of 2^23 intervals, which float32 holds exactly; the upper bits are the best mixed ones.
+    return (tf.cast(tf.bitwise.right_shift(number, _unsigned(9)), tf.float32) + 0.5) * 2.0**-23
+
+
 def dropout(x: tf.Tensor, rate: float, keys: Optional[tf.Tensor], places=None) -> tf.Tensor:
     """Returns x with a share `rate` of its entries set to zero, and the others scaled up to keep the mean.
 

@@ -29,7 +29,7 @@ import numpy as np
 import tensorflow as tf
 
 from shatter_tf.encoders.smart_bird.config import SmartBirdConfig
-from shatter_tf.layers.dropout import _GOLDEN, _mix, _unsigned, dropout, site_keys
+from shatter_tf.layers.dropout import dropout, site_keys, uniform
 from shatter_tf.layers.masks import same_document
 
 # The pair (i, j) has the number i * _STRIDE + j, whatever length its row is padded to.
@@ -37,24 +37,6 @@ _STRIDE = 65_537
 
 # A score whose share in a softmax is 0.
 _MASKED = -1e9
-
-
-def uniform(keys: tf.Tensor, places: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
-    """Returns random numbers between 0 and 1, both excluded, float32 [..., L, M]: a pure function of its arguments.
-
-    Args:
-      keys: uint32 [...].
-      places: two integer tensors, [L] and [M], whose sum identifies an entry.
-
-    Example:
-    >>> u = uniform(tf.constant([5], tf.uint32), (tf.range(300) * 1000, tf.range(1000)))
-    >>> u.shape, abs(float(tf.reduce_mean(u)) - 0.5) < 0.003, bool(tf.reduce_all((u > 0) & (u < 1)))
-    (TensorShape([1, 300, 1000]), True, True)
-    """
-    rows, columns = (_unsigned(t) * _unsigned(_GOLDEN) for t in places)
-    number = _mix(rows[:, tf.newaxis] + columns, keys[..., tf.newaxis, tf.newaxis])
-    # The middles of 2^23 intervals, which float32 holds exactly; the upper bits are the best mixed ones.
-    return (tf.cast(tf.bitwise.right_shift(number, _unsigned(9)), tf.float32) + 0.5) * 2.0**-23
 
 
 def head_keys(keys: tf.Tensor, heads: int) -> tf.Tensor:
