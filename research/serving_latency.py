@@ -44,23 +44,28 @@ def export(config_file: str, encoder_type: str, bfloat16: bool, seq_length: int,
     from shatter_tf.checkpoints import count_parameters
     from shatter_tf.data.tokenizer import Tokenizer
     from shatter_tf.data.vocabulary import SPECIAL_TOKENS
-    from shatter_tf.serving import servable as serving
-    from shatter_tf.tasks import base as tasks
+    from shatter_tf.serving.load import in_bfloat16
+    from shatter_tf.serving.servable import Servable
+    from shatter_tf.tasks.classify import ClassifyConfig
     from shatter_tf.training import settings
 
-    override = f"task.model.encoder.type={encoder_type},task.model.encoder.any.vocab_size={VOCABULARY_SIZE}"
-    override += f",task.train_data.seq_length={seq_length},task.model.encoder.any.max_sequence_length={seq_length}"
-    params = settings.resolve_without_data(config_file=config_file, params_override=override)
-    task = tasks.ClassifyConfig()
-    task.model.encoder = params.task.model.encoder
-    task.model.num_classes = len(LABELS)
-    model = task_factory.get_task(task).build_model()
-    words = [f"w{i}" for i in range(VOCABULARY_SIZE - len(SPECIAL_TOKENS))]
-    tokenizer = Tokenizer([*SPECIAL_TOKENS, *words], lower_case=True)
+    sizes = dict(vocab_size=VOCABULARY_SIZE, max_sequence_length=seq_length)
+    override = f"task.model.encoder.type={encoder_type},task.train_data.seq_length={seq_length}"
+    override += "".join(f",task.model.encoder.shatter.{name}={size}" for name, size in sizes.items())
+    pretraining = settings.resolve_without_data(config_file=config_file, params_override=override).task
+
+    config = ClassifyConfig()
+    config.model.encoder = pretraining.model.encoder
+    config.model.num_classes = len(LABELS)
+    config.train_data.labels = list(LABELS)
+    config.train_data.seq_length = seq_length
+    task = task_factory.get_task(config)
+    model = task.build_model()
     if bfloat16:
-        model = serving.in_bfloat16(task, model)
-    encoder = model.checkpoint_items["encoder"]
-    servable = serving.Classifier(model, encoder, tokenizer, seq_length, ("text",), list(LABELS))
+        model = in_bfloat16(config, model)
+
+    words = [f"w{i}" for i in range(VOCABULARY_SIZE - len(SPECIAL_TOKENS))]
+    servable = Servable(task, model, Tokenizer([*SPECIAL_TOKENS, *words], lower_case=True))
     tf.saved_model.save(servable.trackable(), path, signatures=servable.functions)
     return count_parameters(model.trainable_variables)
 
@@ -68,7 +73,8 @@ def export(config_file: str, encoder_type: str, bfloat16: bool, seq_length: int,
 def measure(functions: dict, texts, rounds: int, seconds: float) -> dict:
     """Returns each model's times in milliseconds, one for each round, by its name."""
     times = {name: [] for name in functions}
-    names, end = list(functions), None
+    names = list(functions)
+    end = None
     for i in range(rounds + 2):  # two to warm up
         for name in names:
             start = time.perf_counter()
@@ -88,27 +94,38 @@ def summary(times: list[float], batch_size: int) -> dict:
     return dict(median_ms=round(median, 2), p95_ms=round(p95, 2), texts_per_second=round(1000 * batch_size / median, 1))
 
 
+def export_both(args: argparse.Namespace, directory: str) -> tuple[dict, dict]:
+    """Exports both models; returns them, loaded again, and their sizes, each by name."""
+    import tensorflow as tf
+
+    models = {}
+    sizes = {}
+    for name in ("shatter", args.against):
+        path = os.path.join(directory, name)
+        encoder_type = "bert" if name == "bert" else "shatter"
+        parameters = export(args.config_file, encoder_type, name == "bfloat16", max(args.seq_length), path)
+        graph = os.path.getsize(os.path.join(path, "saved_model.pb"))
+        variables = os.path.getsize(os.path.join(path, "variables/variables.data-00000-of-00001"))
+        sizes[name] = dict(
+            parameters=parameters,
+            saved_model_pb_mb=round(graph / 1e6, 2),
+            variables_mb=round(variables / 1e6, 1),
+        )
+        models[name] = tf.saved_model.load(path)
+    return models, sizes
+
+
 def main() -> None:
     args = parse_arguments()
     import numpy as np
     import tensorflow as tf
 
-    models, functions, sizes = {}, {}, {}
     with tempfile.TemporaryDirectory() as directory:
-        for name in ("shatter", args.against):
-            path = os.path.join(directory, name)
-            encoder_type = "bert" if name == "bert" else "any"
-            parameters = export(args.config_file, encoder_type, name == "bfloat16", max(args.seq_length), path)
-            graph = os.path.getsize(os.path.join(path, "saved_model.pb"))
-            variables = os.path.getsize(os.path.join(path, "variables/variables.data-00000-of-00001"))
-            sizes[name] = dict(
-                parameters=parameters,
-                saved_model_pb_mb=round(graph / 1e6, 2),
-                variables_mb=round(variables / 1e6, 1),
-            )
-            models[name] = tf.saved_model.load(path)  # the signatures do not keep it alive
-            functions[name] = models[name].signatures["serving_default"]
-    rng, rows = np.random.default_rng(0), []
+        models, sizes = export_both(args, directory)
+    functions = {name: model.signatures["serving_default"] for name, model in models.items()}
+
+    rng = np.random.default_rng(0)
+    rows = []
     other = {"bert": "BERT", "bfloat16": "bfloat16"}[args.against]
     print(f"| batch × tokens | Shatter, ms (p95) | {other}, ms (p95) | texts/s | Shatter : {other} (quartiles) |")
     print("|---|---|---|---|---|", flush=True)
@@ -117,14 +134,16 @@ def main() -> None:
             words = rng.integers(VOCABULARY_SIZE - 5, size=[batch_size, length - 2])  # [CLS] and [SEP] are two more
             texts = tf.constant([" ".join(f"w{i}" for i in row) for row in words])
             times = measure(functions, texts, args.rounds, args.seconds)
-            first, ratio, third = statistics.quantiles(
-                [ours / theirs for ours, theirs in zip(times["shatter"], times[args.against], strict=True)], n=4
-            )
-            row = dict(batch_size=batch_size, tokens=length, rounds=len(times["shatter"]))
+
+            ratios = [ours / theirs for ours, theirs in zip(times["shatter"], times[args.against], strict=True)]
+            first, ratio, third = statistics.quantiles(ratios, n=4)
+            row = dict(batch_size=batch_size, tokens=length, rounds=len(ratios))
             row.update({name: summary(values, batch_size) for name, values in times.items()})
             row.update(ratio=round(ratio, 3), quartiles=[round(first, 3), round(third, 3)])
             rows.append(row)
-            ours, theirs = row["shatter"], row[args.against]
+
+            ours = row["shatter"]
+            theirs = row[args.against]
             print(
                 f"| {batch_size} × {length} | {ours['median_ms']} ({ours['p95_ms']}) "
                 f"| {theirs['median_ms']} ({theirs['p95_ms']}) "

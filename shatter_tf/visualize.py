@@ -1,4 +1,4 @@
-"""Draws what a run has learnt, and how: its parts, its attention, its curves and its mistakes.
+"""Draws what a run has learned, and how: its parts, its attention, its curves and its mistakes.
 
   python -m shatter_tf.visualize --model=runs/labels 'A star is a ball of plasma.' --output=star.png
   python -m shatter_tf.visualize --model=runs/labels --output_dir=pictures

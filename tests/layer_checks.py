@@ -30,14 +30,14 @@ def _check_weights(layer, names):
     assert len(layer.trainable_variables) == len(names)
 
 
-def _randomise(layer):
+def _randomize(layer):
     rng = np.random.default_rng(3)
     for variable in layer.trainable_variables:
         variable.assign(variable + rng.normal(0, 0.1, variable.shape).astype(np.float32))
 
 
 def _check_round_trips(layer, call, tmp_path):
-    _randomise(layer)
+    _randomize(layer)
     outputs = call(layer)
     clone = type(layer).from_config(layer.get_config())
     assert clone.get_config() == layer.get_config()

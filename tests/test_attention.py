@@ -37,7 +37,7 @@ def make_config(**choices):
     return ShatterConfig(**{**sizes, "dropout_rate": 0.0, "attention_dropout_rate": 0.0, **choices})
 
 
-def randomise(layer):
+def randomize(layer):
     """Gives every weight, zero biases and unit gammas included, a value that matters."""
     rng = np.random.default_rng(7)
     for variable in layer.variables:
@@ -69,7 +69,7 @@ def call(layer, x, input_mask):
 def built(cls, **choices):
     layer = cls(make_config(**choices))
     call(layer, inputs(), MASKS["full"])
-    randomise(layer)
+    randomize(layer)
     return layer
 
 

@@ -86,7 +86,7 @@ def test_every_weight_is_tracked_and_gets_a_gradient(positions, norm_first):
     encoder.freeze_pooler()
     ids = RNG.integers(1, 50, [2, 9])
     with tf.GradientTape() as tape:
-        # Cubes: the plain sum of a layer normalisation's outputs does not depend on its inputs, nor do their squares.
+        # Cubes: the plain sum of a layer normalization's outputs does not depend on its inputs, nor do their squares.
         loss = tf.reduce_sum(encode(encoder, ids, ids > 0) ** 3)
     names = [variable.name for variable in encoder.trainable_variables]
     assert sum("final_layer_norm" in name for name in names) == 2 * norm_first

@@ -11,7 +11,7 @@ from layer_checks import check_layer
 
 from shatter_tf.encoders.bpt.config import BptConfig
 from shatter_tf.encoders.bpt.encoder import BptBlock, BptEncoder, _attention
-from shatter_tf.encoders.bpt.graph import levels, numbers_of_nodes, reads, relation_types
+from shatter_tf.encoders.bpt.graph import bands, numbers_of_states, relation_types
 from shatter_tf.layers.dropout import row_keys
 
 B, L, H, K = 3, 13, 5, 7  # distinct primes: a transposed axis cannot pass
@@ -50,7 +50,7 @@ def built(cls=BptEncoder, seed=7, **choices):
 
 def vectors(config, length=L):
     """Tokens' vectors, and spans' zeros, [B, M, D]."""
-    numbers = numbers_of_nodes(levels(config, length), length)
+    numbers = numbers_of_states(config, tf.zeros([B, length]))
     tokens = np.random.default_rng(1).normal(size=(B, length, D))
     return tf.constant(np.pad(tokens, [[0, 0], [0, sum(numbers[1:])], [0, 0]]), tf.float32)
 
@@ -67,22 +67,19 @@ def weights_of(block):
 
 def read_by_bands(config, length, known_length):
     """Returns the type of each node, (its first token, its size), that each token reads: a dict for each token."""
-    tree = levels(config, known_length)
-    read, shifted = reads(config, tree, length)
-    types = np.array(relation_types(config, tree))
-    types = np.where(shifted, np.roll(types, 1), types)
-
-    found = [{(i, 1): types[i, 0]} for i in range(length)]
-    for i in range(length):
-        column = 1
-        for level, side in itertools.product(tree[:-1], ("left", "right")):
-            for x in range(config.neighbors + 2):
-                distance = level.nearest + x if side == "right" else x - config.neighbors - 1 - level.nearest
-                begin = ((i >> level.height) + distance) << level.height
-                if read[i, column] and 0 <= begin < length:
-                    assert (begin, 1 << level.height) not in found[i]
-                    found[i][begin, 1 << level.height] = types[i, column]
-                column += 1
+    found = [{} for _ in range(length)]
+    for band in [band for band in bands(config, known_length) if band.columns]:
+        types, begin = relation_types(config, band), 0
+        for height, _, nearest in band.levels:
+            window = (band.group >> height) + config.neighbors + 1
+            for i, (side, x) in itertools.product(range(length), itertools.product((0, 1), range(window))):
+                node = (i // band.group * band.group >> height) + x
+                node += nearest if side else -nearest - config.neighbors - 1
+                kind = types[i % band.group, begin + side * window + x]
+                if kind >= 0 and 0 <= node << height < length:
+                    assert (node << height, 1 << height) not in found[i]
+                    found[i][node << height, 1 << height] = kind
+            begin += 2 * window
     return found
 
 
@@ -123,7 +120,7 @@ def test_encoder_matches_the_oracle(mask, k, clip, many_documents):
 
 
 @pytest.mark.parametrize("k", [L - 1, L + 4])
-def test_neighbours_enough_make_it_dense_attention_with_relative_keys(k):
+def test_neighbors_enough_make_it_dense_attention_with_relative_keys(k):
     block = built(BptBlock, neighbors=k)
     h, weights = vectors(block.config), weights_of(block)
     # The rest of the block is the oracle's, too.

@@ -141,34 +141,8 @@ def test_relaunching_goes_on_and_eval_changes_nothing(world, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_workers_do_not_change_the_corpus(world, tmp_path):
-    base, _ = world
-    text = (base / "text.txt").read_text() * 40
-    (tmp_path / "big.txt").write_text(text)
-    for workers in (1, 2):
-        code = (
-            "import sys; from shatter_tf import prepare; prepare._WORKER_BYTES = 1; prepare._CHUNK_CHARACTERS = 9999;"
-            "prepare._SHARD_BYTES = 200_000\n"
-            "if __name__ == '__main__': prepare.main(sys.argv[1:])\n"
-        )
-        script = tmp_path / "prepare_small_chunks.py"
-        script.write_text(code)
-        subprocess.run(
-            [sys.executable, script, f"--input={tmp_path}/big.txt", f"--output_dir={tmp_path}/corpus{workers}",
-             f"--vocab_file={base}/corpus/vocab.txt", f"--num_workers={workers}", "--validation_fraction=0.1"],
-            check=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True,
-        )  # fmt: skip
-    first, second = tmp_path / "corpus1", tmp_path / "corpus2"
-    names = sorted(p.name for p in first.iterdir())
-    assert len([n for n in names if n.startswith("train-")]) > 1
-    assert names == sorted(p.name for p in second.iterdir())
-    for name in names:
-        assert (first / name).read_bytes() == (second / name).read_bytes()
-
-
-@pytest.mark.slow
 def test_a_refusal_is_one_line_and_exit_code_2(tmp_path):
-    """And comes before any device is initialised, after which threads could not be set."""
+    """And comes before any device is initialized, after which threads could not be set."""
     program = """
 import atexit
 from shatter_tf import console, train

@@ -18,7 +18,7 @@ from conftest import WORDS, signals_itself, train_command
 from official.core import config_definitions as cfg
 from tiny import tiny_override
 
-from shatter_tf import checkpoints
+from shatter_tf import checkpoints, cluster
 from shatter_tf.errors import UserError
 from shatter_tf.training import distribution
 from shatter_tf.training import run_dir as model_dir
@@ -368,4 +368,4 @@ def test_a_tpu_that_is_not_there_is_refused():
 )
 def test_one_process_is_the_chief(monkeypatch, config, chief):
     monkeypatch.setenv("TF_CONFIG", json.dumps(config))
-    assert distribution.is_chief() == chief
+    assert cluster.is_chief() == chief

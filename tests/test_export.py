@@ -360,7 +360,7 @@ def test_a_keras_layer_of_tf_hub_can_be_used_and_trained(exported):
     assert np.mean(changed) > 0.7
 
 
-@pytest.mark.parametrize("experiment", ["pretrain", "classify", "regress", "tag", "answer"])
+@pytest.mark.parametrize("experiment", ["pretrain", "tag"])
 def test_long_inputs_are_attended_to_in_blocks_and_give_the_same(experiment):
     results = []
     for block in (32, 96):
@@ -381,8 +381,7 @@ def test_long_inputs_are_attended_to_in_blocks_and_give_the_same(experiment):
                 np.testing.assert_array_equal(blocks[key], value)
 
 
-@pytest.mark.parametrize("block", [16, 64])
-@pytest.mark.parametrize("experiment", ["classify", "tag", "pretrain", "answer"])
+@pytest.mark.parametrize(("experiment", "block"), [("classify", 64), ("tag", 16), ("pretrain", 16), ("answer", 16)])
 def test_each_part_of_a_signature_is_in_its_graph_once(experiment, block):
     servable = toy_servable(experiment, seq_length=64, query_block_size=block)
     for name, function in servable.functions.items():
@@ -397,10 +396,10 @@ def test_each_part_of_a_signature_is_in_its_graph_once(experiment, block):
         assert models == (2 if block == 16 and texts == 1 else 1)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("experiment", ["pretrain", "classify", "answer"])
-def test_every_family_is_served_and_may_be_loaded(family, experiment, tmp_path):
-    servable = toy_servable(experiment, family)
+@pytest.mark.parametrize("family", sorted(FAMILIES.keys() - {"shatter"}))  # the exports above are of Shatter
+def test_every_family_is_served_and_may_be_loaded(family, tmp_path):
+    long = dict(smart_bird=dict(dense_up_to=16))  # in the ways of long inputs, too
+    servable = toy_servable("classify", family, num_layers=1, **long.get(family, {}))
     tf.saved_model.save(servable.trackable(), str(tmp_path), signatures=servable.functions)
     assert graph.refused_operations(str(tmp_path)) == set()
     assert samples.difference(servable, str(tmp_path)) < 1e-4

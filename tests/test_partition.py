@@ -81,7 +81,7 @@ def test_every_part_has_a_position_but_a_token_itself(parts):
     assert table.max(axis=1).min() > 0.2
 
 
-def test_neighbouring_far_positions_are_told_apart():
+def test_neighboring_far_positions_are_told_apart():
     t = squash(tf.constant([256, 257]), 2.0, 12).numpy()
     assert t.dtype == np.float32
     assert t[0] < t[1]

@@ -31,7 +31,9 @@ def test_a_run_and_its_export_give_the_same_vectors(exported, capsys):
     np.testing.assert_array_equal(encoder(inputs)["sequence_output"], layer.encoder(inputs)["sequence_output"])
 
 
-@pytest.mark.parametrize("choices", [{"type": "bert"}, {"shatter.pooling": "first_token"}])
+@pytest.mark.parametrize(
+    "choices", [{"type": "bert", "bert.pooling": "first_token"}, {"shatter.pooling": "first_token"}]
+)
 def test_an_encoder_of_any_family_is_loaded_with_its_weights_and_a_pooler_to_train(pretrain, tmp_path, choices):
     choices |= {f"bert.{name}": size for name, size in BERT.items()}
     run = pretrain(more=",".join(f"task.model.encoder.{key}={value}" for key, value in choices.items()))

@@ -165,10 +165,10 @@ def test_a_run_that_learns_at_most_frequencies_is_told_so_once(pretrain, tmp_pat
 def test_loops_end_where_anything_is_due(pretrain, tmp_path, monkeypatch):
     steps = "trainer.train_steps=8,trainer.steps_per_loop=5,trainer.summary_interval=4,trainer.checkpoint_interval=3"
     session = start(pretrain(f"{STEPS},{steps},trainer.validation_interval=7,trainer.max_to_keep=9"), tmp_path / "run")
-    summarised = []
-    monkeypatch.setattr(session.saver, "summarize", lambda name, _: summarised.append((name, session.step)))
+    summarized = []
+    monkeypatch.setattr(session.saver, "summarize", lambda name, _: summarized.append((name, session.step)))
     session.train(evaluate=True)
-    assert [step for name, step in summarised if name == "train"] == [4, 8]
+    assert [step for name, step in summarized if name == "train"] == [4, 8]
     saved = {checkpoints.checkpoint_step(path) for path in session.saver._manager.checkpoints}
     assert saved == {3, 6, 7, 8}
     assert [entry["step"] for entry in model_dir.read_history(str(tmp_path / "run"))] == [7, 8]

@@ -1,1 +1,1 @@
-"""Text in, batches out: reading, tokenising, sharding, and a loader for each kind of task."""
+"""Text in, batches out: reading, tokenizing, sharding, and a loader for each kind of task."""

@@ -1,7 +1,7 @@
 """The pretraining loader: what a step sees is a pure function of (corpus, seed, step).
 
 Documents of a shard are laid end to end and cut into rows of L tokens: only a shard's last row has padding, and the
-number of rows follows from corpus.json alone. Row g of training, counting from 0 over all epochs, is
+number of rows follows from corpus.json. Row g of training, counting from 0 over all epochs, is
 
     epoch e = g // N,   place o = g % N          N rows in the corpus
     shard and row: place o in the shards' order of epoch e, then in the rows' order of that visit to the shard

@@ -23,9 +23,9 @@ from shatter_tf.data.tokenizer import Tokenizer
 from shatter_tf.data.vocabulary import read_vocabulary
 from shatter_tf.errors import UserError
 
-# One answer in so many may be misplaced. Public files have a few; more mean that offsets are counted in another way.
+# One answer in this many may be misplaced. Public files have a few; more mean that offsets are counted in another way.
 _MOST_MISPLACED = 100
-_BATCH = 1024  # strings that are tokenised at a time
+_BATCH = 1024  # strings that are tokenized at a time
 _FORMAT = '{"data": [{"paragraphs": [{"context": "…", "qas": [{"id": "…", "question": "…", "answers": […]}]}]}]}'
 _KINDS = {str: "text", list: "a list", int: "a whole number"}
 
@@ -64,7 +64,7 @@ class Question:
       text: of the question.
       context: number of its context.
       answers: texts, any of which is right; empty when the context does not answer it.
-      span: characters of the context, [begin, end), of the first answer; None when there is none, or when no
+      span: characters of the context, [begin, end), of the first answer; None without answers, or when no
         answer's text stands at its answer_start.
     """
 
@@ -293,7 +293,7 @@ def best_spans(
       start_logits, end_logits: float [windows, L].
       may_start, may_end: where an answer may start and end, bool [windows, L].
       max_answer_length: longest answer in tokens.
-      n_best_size: so many starts and ends, those with the highest logits, are considered.
+      n_best_size: how many starts and ends, those with the highest logits, are considered.
 
     Returns:
       `start` and `end`, the span's first and last place, int32 [windows]; its `score`, float32 [windows], and the
@@ -392,7 +392,7 @@ class QuestionAnsweringDataLoader:
         self._places = self._answer_places()
 
     def _answer_places(self) -> np.ndarray:
-        """Returns the first and the last place of the answer in each window, int32 [windows, 2]; 0 if there is none."""
+        """Returns the first and the last place of the answer in each window, int32 [windows, 2]; 0 where it is not."""
         tokens = np.array([self._answer_tokens(number) for number in range(len(self.questions))])
         first, length, offset = (self.windows[name][:, np.newaxis] for name in ("first", "length", "offset"))
         tokens = tokens[self.windows["question"]]

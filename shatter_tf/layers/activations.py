@@ -20,7 +20,7 @@ def squared_relu(x: tf.Tensor):
 
 
 def feed_forward_activation(name: str) -> Callable[[tf.Tensor], tf.Tensor]:
-    """Returns the activation that `hidden_activation` names; raises ValueError when there is none.
+    """Returns the activation that `hidden_activation` names; raises ValueError for an unknown name.
 
     Example:
     >>> feed_forward_activation("gelu")(tf.constant([0.0])).numpy().tolist()

@@ -177,7 +177,7 @@ def draw_attention(
             x, y = i % columns * width + name, above + i // columns * height + 0.8
             left, right = place(x, y, side, side), place(x + side + gap, y, bars, side)
 
-            image = left.imshow(maps[layer], cmap="Greys", vmin=0, vmax=highest, interpolation="nearest")
+            image = left.imshow(maps[layer], cmap="Grays", vmin=0, vmax=highest, interpolation="nearest")
             _name_ticks(left.xaxis, tokens, rotation=90, fontsize=9)
             _name_ticks(left.yaxis, tokens, fontsize=9)
             left.set_title(layer, weight="bold")

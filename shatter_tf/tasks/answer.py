@@ -88,7 +88,7 @@ class QuestionAnsweringConfig(TaskAnswers, question_answering.QuestionAnsweringC
             if squad.misplaced:
                 notice(
                     f"{squad.path}: the texts of {len(squad.misplaced)} answers, the first of question "
-                    f"{squad.misplaced[0]!r}, do not stand at their answer_start; nothing is learnt from them"
+                    f"{squad.misplaced[0]!r}, do not stand at their answer_start; nothing is learned from them"
                 )
 
         opened = Data(train, validation, vocabulary, config.train_data.lower_case)

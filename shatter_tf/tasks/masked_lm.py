@@ -137,10 +137,10 @@ class PretrainTask(BaseTask, masked_lm.MaskedLMTask):
         if loss <= entropy - 0.1:
             return None
         only_this = loss < entropy + 0.1
-        learnt = "how frequent each wordpiece is and nothing else" if only_this else "not even how frequent each is"
+        learned = "how frequent each wordpiece is and nothing else" if only_this else "not even how frequent each is"
         return (
-            f"the loss is {loss:.3f}, and the entropy of single wordpieces {entropy:.3f}: so far the model has learnt "
-            f"{learnt}. Try another learning rate, a longer warm-up or norm_first=true"
+            f"the loss is {loss:.3f}, and the entropy of single wordpieces {entropy:.3f}: so far the model has learned "
+            f"{learned}. Try another learning rate, a longer warm-up or norm_first=true"
         )
 
     def predict(self, model, inputs):

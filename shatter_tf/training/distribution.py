@@ -49,7 +49,7 @@ _NOT_OF_OTHERS = (
 
 @contextlib.contextmanager
 def with_others(others: bool) -> Iterator[None]:
-    """Within it, TensorFlow's errors that mean that another process is gone become WorkerLost, if there are others."""
+    """Raises WorkerLost for TensorFlow's errors that mean that another process is gone, if the run has others."""
     try:
         yield
     except tf.errors.OpError as error:
@@ -78,7 +78,7 @@ def problems(runtime: cfg.RuntimeConfig) -> list[str]:
         found.append(f"runtime.num_gpus={runtime.num_gpus}: {name} takes all {gpus}; hide some by CUDA_VISIBLE_DEVICES")
     if name == MULTI_WORKER and gpus and runtime.enable_xla and runtime.all_reduce_alg not in (None, "nccl"):
         found.append(
-            f"runtime.all_reduce_alg={runtime.all_reduce_alg}: XLA compiles nccl alone; leave it out, or set "
+            f"runtime.all_reduce_alg={runtime.all_reduce_alg}: XLA compiles only nccl; leave it out, or set "
             "runtime.enable_xla=false"
         )
     try:
@@ -106,7 +106,7 @@ def count_replicas(runtime: cfg.RuntimeConfig) -> Optional[int]:
 
 
 def batch_problems(params: cfg.ExperimentConfig, replicas: int) -> list[str]:
-    """Returns a line for each batch that so many replicas cannot share."""
+    """Returns a line for each batch that this number of replicas cannot share."""
     parts, found = params.trainer.accumulation_steps, []
     for name, least in (("train_data", replicas * parts), ("validation_data", replicas)):
         size = getattr(params.task, name).global_batch_size

@@ -16,7 +16,7 @@ def set_precision(runtime: cfg.RuntimeConfig) -> None:
 
 @contextlib.contextmanager
 def policy_scope(policy) -> Iterator[None]:
-    """Within it, layers are built under `policy`, a Keras policy or its name, unless they are given another.
+    """Makes `policy`, a Keras policy or its name, the one of layers that are built inside and not given another.
 
     Example:
     >>> with policy_scope("mixed_bfloat16"):

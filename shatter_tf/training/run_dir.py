@@ -58,7 +58,7 @@ def exists(model_dir: str) -> bool:
 
 
 def read(model_dir: str, name: str = "model_dir") -> Run:
-    """Returns the run that left `model_dir`, the argument `name`; raises UserError when there is none."""
+    """Returns the run that left `model_dir`, the argument `name`; raises UserError when it holds no run."""
     where = f"{argument(name)}={model_dir}"
     if not exists(model_dir):
         raise UserError(f"{where}: not a training directory (it has no {EXPERIMENT_FILE})")

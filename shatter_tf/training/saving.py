@@ -50,7 +50,7 @@ class Saver:
 
     @property
     def last_good(self) -> str:
-        """The checkpoint that a failed run goes on from; "none" if there is none."""
+        """The checkpoint that a failed run goes on from, or "none"."""
         # Before the first save, the manager's newest may be one that is damaged.
         return self._saved or self._restored or "none"
 

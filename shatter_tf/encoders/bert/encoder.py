@@ -1,7 +1,7 @@
 """BERT as a fair baseline: Model Garden's encoder with what a good modern BERT has, on exactly what Shatter sees.
 
 What differs from Model Garden's BertEncoderV2: packed documents are kept apart, a pre-norm encoder ends with a layer
-normalisation, and positions may be absolute embeddings, T5's relative biases, both, or RoFormer's rotations.
+normalization, and positions may be absolute embeddings, T5's relative biases, both, or RoFormer's rotations.
 """
 
 import tensorflow as tf
@@ -83,7 +83,7 @@ class _RotaryBlock(RoformerEncoderBlock):
 
 
 class _NormedBlock(tf_keras.layers.Layer):
-    """The last block of a pre-norm encoder, and the layer normalisation after it."""
+    """The last block of a pre-norm encoder, and the layer normalization after it."""
 
     def __init__(self, block: tf_keras.layers.Layer, **kwargs):
         super().__init__(**kwargs)

@@ -10,7 +10,7 @@ reads which, is in graph.py, which also has the letters; D is the model width an
 """
 
 import math
-from typing import NamedTuple, Optional
+from typing import Optional
 
 import tensorflow as tf
 import tf_keras
@@ -20,15 +20,13 @@ from shatter_tf.encoders.base import PackedEncoder, as_config
 from shatter_tf.encoders.bpt.config import BptConfig
 from shatter_tf.encoders.bpt.graph import (
     axis_size,
-    from_band,
+    bands,
     grouped,
     levels,
-    numbers_of_nodes,
+    make_masks,
+    numbers_of_states,
     relation_types,
-    span_group,
-    span_masks,
-    to_band,
-    token_masks,
+    span_groups,
     ungrouped,
     windows,
 )
@@ -37,66 +35,62 @@ from shatter_tf.layers.dropout import dropout, random_keys, site_keys
 from shatter_tf.layers.norms import layer_norm
 
 
-class Masks(NamedTuple):
-    """What all blocks share: see `token_masks` and `span_masks`."""
-
-    tokens: tf.Tensor
-    shifted: tf.Tensor
-    spans: list[tf.Tensor]
-
-
-def make_masks(config: BptConfig, packs: tf.Tensor) -> Masks:
-    """Returns the masks for documents with these numbers, int32 [B, L]; 0 is padding."""
-    return Masks(*token_masks(config, packs), span_masks(config, packs))
-
-
 def read_tokens(
     config: BptConfig,
     query: tf.Tensor,
-    keys_and_values: list[tf.Tensor],
+    nodes: dict[int, tf.Tensor],
     relations: tf.Tensor,
-    masks: Masks,
+    mask: tf.Tensor,
     dropout_keys: Optional[tf.Tensor],
 ) -> tf.Tensor:
-    """Returns sum_u a_iu v_u for all tokens i, [B, H, L, K]."""
-    tree = levels(config, query.shape[2])
-    key, value = tf.split(keys_and_values[0], 2, axis=-1)
-    sides = [tf.split(t, 2, axis=-1) for t in windows(config, tree, keys_and_values)]
+    """Returns sum_u a_iu v_u for all tokens i, [B, H, L, K].
 
-    scores = [tf.reduce_sum(query * key, axis=-1, keepdims=True)]
-    scores += [to_band(config, level, _products, query, keys) for level, (keys, _) in zip(tree, sides, strict=False)]
+    Args:
+      config: the levels, and the dropout rate.
+      query: q / sqrt(K) of tokens, [B, H, L, K].
+      nodes: by level, k and v, [B, H, n S, 2K].
+      relations: r of all types, [types, K].
+      mask: see `make_masks`.
+      dropout_keys: uint32 [B] or None.
+    """
+    length = axis_size(query, 2)
+    read = [band for band in bands(config, query.shape[2]) if band.columns]
+    scores, values = [], []
+    for band in read:
+        groups = grouped(query, band.group)
+        key, value = tf.split(windows(config, band, nodes), 2, axis=-1)
+        # A product in place of a look-up has a dense gradient.
+        chosen = tf.one_hot(relation_types(config, band), relations.shape[0], dtype=relations.dtype)
+        r = tf.einsum("GCT,TK->GCK", chosen, relations)
+        score = tf.matmul(groups, key, transpose_b=True) + tf.einsum("BHNGK,GCK->BHNGC", groups, r)
+        scores.append(ungrouped(score, length))
+        values.append(value)
 
-    from_types = _products(query, relations)
-    one_before = tf.pad(from_types[..., :-1], [[0, 0], [0, 0], [0, 0], [1, 0]])
-    scores = tf.concat(scores, axis=-1) + tf.where(masks.shifted, one_before, from_types)
-    attention = _attention(scores, masks.tokens, config.attention_dropout_rate, dropout_keys)
-
-    own, *bands = tf.split(attention, [1, *[2 * config.neighbors + 4] * len(sides)], axis=-1)
-    read = [from_band(config, level, band, v) for level, band, (_, v) in zip(tree, bands, sides, strict=False)]
-    return own * value + tf.add_n(read)
+    attention = _attention(tf.concat(scores, axis=-1), mask, config.attention_dropout_rate, dropout_keys)
+    by_band = tf.split(attention, [band.columns for band in read], axis=-1)
+    y = [tf.matmul(grouped(a, band.group), value) for band, a, value in zip(read, by_band, values, strict=True)]
+    return tf.add_n([ungrouped(t, length) for t in y])
 
 
 def read_spans(
     config: BptConfig,
-    queries: list[tf.Tensor],
-    keys_and_values: tf.Tensor,
-    masks: Masks,
+    queries: dict[int, tf.Tensor],
+    tokens: tf.Tensor,
+    masks: list[tf.Tensor],
     dropout_keys: Optional[tf.Tensor],
 ) -> list[tf.Tensor]:
     """Returns sum_i a_ui v_i for the spans u of every level, [B, H, n S, K]."""
     read = []
-    tree = levels(config, keys_and_values.shape[2])
-    for level, query, mask in zip(tree[1:], queries, masks.spans, strict=True):
-        spans, tokens = span_group(level)
-        site = None if dropout_keys is None else site_keys(dropout_keys, level.height)
-        key, value = tf.split(grouped(keys_and_values, tokens), 2, axis=-1)
-        attention = _attention(_products(grouped(query, spans), key), mask, config.attention_dropout_rate, site)
-        read.append(ungrouped(tf.matmul(attention, value), axis_size(query, 2)))
+    having_spans = [band for band in bands(config, tokens.shape[2]) if band.spans]
+    for i, (band, mask) in enumerate(zip(having_spans, masks, strict=True)):
+        key, value = tf.split(grouped(tokens, band.group), 2, axis=-1)
+        scores = tf.matmul(span_groups(band, queries), key, transpose_b=True)
+        site = None if dropout_keys is None else site_keys(dropout_keys, i)
+        y = tf.matmul(_attention(scores, mask, config.attention_dropout_rate, site), value)
+
+        y = tf.split(y, [share for _, share in band.spans], axis=3)
+        read += [ungrouped(t, axis_size(queries[level.height], 2)) for t, (level, _) in zip(y, band.spans, strict=True)]
     return read
-
-
-def _products(query: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
-    return tf.matmul(query, key, transpose_b=True)
 
 
 def _attention(scores: tf.Tensor, mask: tf.Tensor, rate: float, dropout_keys: Optional[tf.Tensor]) -> tf.Tensor:
@@ -176,25 +170,22 @@ class BptBlock(tf_keras.layers.Layer):
 
     def _attend(self, h, packs, masks, keys):
         """Returns what all nodes read, [B, M, D]."""
-        config, (_, _, width) = self.config, h.shape
+        config, width = self.config, self.config.hidden_size
         heads = config.num_attention_heads
-        tree = levels(config, packs.shape[1])
-        sizes = numbers_of_nodes(tree, axis_size(packs, 1))
+        heights = [level.height for level in levels(config, packs.shape[1])]
+        sizes = numbers_of_states(config, packs)
 
         def by_level(*projections):
             x = [tf.reshape(project(h), [-1, sum(sizes), heads, width // heads]) for project in projections]
-            return tf.split(tf.transpose(tf.concat(x, axis=-1), [0, 2, 1, 3]), sizes, axis=2)
+            x = tf.transpose(tf.concat(x, axis=-1), [0, 2, 1, 3])
+            return dict(zip(heights, tf.split(x, sizes, axis=2), strict=True))
 
-        query = [t / math.sqrt(width // heads) for t in by_level(self.query)]
-        keys_and_values = by_level(self.key, self.value)
-        # A product in place of a look-up: its gradient is dense.
-        chosen = tf.one_hot(relation_types(config, tree), self.relations.shape[0], dtype=h.dtype)
-        relations = tf.matmul(chosen, tf.cast(self.relations, h.dtype))
-
-        tokens = read_tokens(config, query[0], keys_and_values, relations, masks, keys[0])
-        spans = read_spans(config, query[1:], keys_and_values[0], masks, keys[1])
-        y = tf.transpose(tf.concat([tokens, *spans], axis=2), [0, 2, 1, 3])
-        return tf.reshape(y, [-1, sum(sizes), width])
+        queries = by_level(lambda h: self.query(h) / math.sqrt(width // heads))
+        nodes = by_level(self.key, self.value)
+        relations = tf.cast(self.relations, h.dtype)
+        y = [read_tokens(config, queries[0], nodes, relations, masks[0], keys[0])]
+        y += read_spans(config, queries, nodes[0], masks[1], keys[1])
+        return tf.reshape(tf.transpose(tf.concat(y, axis=2), [0, 2, 1, 3]), [-1, sum(sizes), width])
 
     def get_config(self):
         return {**super().get_config(), "config": self.config.as_dict()}
@@ -229,8 +220,8 @@ class BptEncoder(PackedEncoder):
     def encode(self, h, packs, keys, training):
         length = axis_size(packs, 1)
         masks = make_masks(self.config, packs)
-        _, *spans = numbers_of_nodes(levels(self.config, packs.shape[1]), length)
-        h = tf.pad(h, [[0, 0], [0, sum(spans)], [0, 0]])  # spans begin at zero
+        _, *of_spans = numbers_of_states(self.config, packs)
+        h = tf.pad(h, [[0, 0], [0, sum(of_spans)], [0, 0]])  # spans begin at zero
 
         outputs = []
         for i, block in enumerate(self.blocks):

@@ -1,24 +1,23 @@
-"""BP-Transformer's graph without lists of edges: which nodes tokens and spans read, of which type, and how.
+"""BP-Transformer's graph without lists of edges: which nodes tokens and spans read, of which types, and in which bands.
 
 The nodes form a binary tree. Node m of level j is a token (j = 0) or the span of tokens m 2^j … (m + 1) 2^j - 1. A span
-reads its tokens. A token i reads itself and, on either side, about k nodes of every level, the nearest first. On the
-left these are
+reads its tokens. A token i reads itself and, on either side, some k nodes of every level; on the left
 
-    l_j - c,  c = s_j … k - 1 + s_{j+1}       l_0 = i - 1,  s_0 = 0,  l_{j+1} = floor((l_j - k) / 2),  s_{j+1} = [l_j - k even]
+    l_j - c,  c = s_j … k - 1 + s_{j+1}      l_0 = i - 1,  l_{j+1} = floor((l_j - k) / 2),  s_0 = 0,  s_{j+1} = [l_j - k even]
 
-    s_{j+1} = 1 where the next node, l_j - k, is a left child, whose parent overlaps what is read already. The child
+    s_{j+1} = 1 where the node after k, l_j - k, is a left child, whose parent overlaps what is read already. The child
     stands in for the parent (c = k), which is skipped (c = 0 one level up)
 
-and the right side is the mirror image. So every other token is read exactly once, by itself or in a span. Types are
-(0, self), (min(j, clip), side, c) for c < k, and for a child that stands in its parent's, (min(j + 1, clip), side, 0).
+and on the right the mirror image. So every other token is read exactly once, by itself or in a span. Types are (0, self),
+(min(j, clip), side, c) for c < k, and for a child that stands in its parent's, (min(j + 1, clip), side, 0).
 
-Seen from a token's own ancestor m = floor(i / 2^j), all this is the same for every m: l_j is m - d_j or m - d_j - 1,
-where d_0 = 1 and d_{j+1} = floor((d_j + k) / 2). So groups of G tokens, which have A = G / 2^j ancestors, read windows
-of W = A + k + 1 nodes on either side, by matrix products and with one table of types for all groups. Levels whose nodes
-are shorter than 16 tokens share a group: products of much smaller matrices would cost more than their arithmetic.
+Seen from a token's own ancestor m = floor(i / 2^j), this is the same for all m, and l_j is m - d_j or m - d_j - 1, where
+d_0 = 1 and d_{j+1} = floor((d_j + k) / 2). So groups of G tokens, with A = G / 2^j ancestors, read windows of A + k + 1
+nodes on either side by matrix products, and one table of types serves all groups. Nodes of less than 16 tokens share a
+group: products of much smaller matrices cost more than their arithmetic.
 
-Letters: B batch, H heads, L tokens, K head width, n nodes of a level, S states of a node (see `documents`), N groups, C
-columns of the windows of a band, both sides of all its levels. Source: Ye et al. 2019, arXiv 1911.04070; bands are ours.
+Letters: B batch, H heads, L tokens, K head width; n nodes of a level, S states of a node (see `documents`); N groups, C
+columns of a band's windows, U states of a group's spans. Source: Ye et al. 2019, arXiv 1911.04070; the bands are ours.
 """
 
 from typing import NamedTuple, Optional, Union
@@ -34,7 +33,7 @@ Size = Union[int, tf.Tensor]  # of an axis; a tensor where it is not known when 
 
 
 class Level(NamedTuple):
-    """A level of the tree: j, S, and the distance of the nearest nodes that are read, d_j, but 0 for tokens."""
+    """A level of the tree: j, S, and the distance at which windows begin, d_j, or 0 for the tokens'."""
 
     height: int
     states: int
@@ -42,28 +41,41 @@ class Level(NamedTuple):
 
 
 class Band(NamedTuple):
-    """Levels whose nodes tokens read in groups of G, and whose spans read those tokens."""
+    """G, the levels whose nodes groups of G tokens read, C, and the levels of spans, with their shares of U."""
 
     group: int
     levels: list[Level]
+    columns: int
+    spans: list[tuple[Level, int]]
 
 
 def bands(config: BptConfig, length: Optional[int]) -> list[Band]:
-    """Returns the bands of sequences of `length` tokens, of any length if None; the last is the root, which no token reads.
+    """Returns the bands of sequences of `length` tokens, or of any length if None. The last is the root's, with C = 0.
 
     Example:
     >>> [(band.group, [level.height for level in band.levels]) for band in bands(BptConfig(neighbors=4), length=512)]
-    [(16, [0, 1, 2, 3]), (16, [4]), (32, [5]), (64, [6]), (128, [7]), (512, [9])]
+    [(16, [0, 1, 2, 3]), (32, [4]), (64, [5]), (128, [6]), (256, [7]), (512, [9])]
     """
     length = length or config.max_sequence_length
     root = max(1, (length - 1).bit_length())  # that of a single token is a span, too
+
     near, far, nearest = [Level(0, 1, 0)], [], 1
     for height in range(1, root):
         nearest = (nearest + config.neighbors) // 2
         if nearest <= (length - 1) >> height:
-            (near if 1 << height < GROUP else far).append(Level(height, config.span_states, nearest))
-    far.append(Level(root, config.span_states, nearest))
-    return [Band(GROUP, near), *(Band(1 << level.height, [level]) for level in far)]
+            (near if 2 << height <= GROUP else far).append(Level(height, config.span_states, nearest))
+
+    found = []
+    far = [(2 << level.height, [level]) for level in far]
+    for group, levels in [(GROUP, near), *far, (1 << root, [Level(root, config.span_states, nearest)])]:
+        columns = 0 if levels[0].height == root else sum(2 * _window(config, group, level) for level in levels)
+        spans = [(level, level.states * group >> level.height) for level in levels if level.height]
+        found.append(Band(group, levels, columns, spans))
+    return found
+
+
+def _window(config: BptConfig, group: int, level: Level) -> int:
+    return (group >> level.height) + config.neighbors + 1
 
 
 def levels(config: BptConfig, length: Optional[int]) -> list[Level]:
@@ -72,9 +84,8 @@ def levels(config: BptConfig, length: Optional[int]) -> list[Level]:
 
 
 def numbers_of_states(config: BptConfig, packs: tf.Tensor) -> list[Size]:
-    """Returns n S for every level."""
-    length = axis_size(packs, 1)
-    return [level.states * -(-length // (1 << level.height)) for level in levels(config, packs.shape[1])]
+    """Returns n S for every level, where `packs` is [B, L]."""
+    return [level.states * -(-axis_size(packs, 1) // (1 << level.height)) for level in levels(config, packs.shape[1])]
 
 
 def relation_types(config: BptConfig, band: Band) -> np.ndarray:
@@ -85,22 +96,25 @@ def relation_types(config: BptConfig, band: Band) -> np.ndarray:
     Source: the edges and types of the authors' code, but for a bug: where a level has an odd number of nodes, it also
     reads the missing right child of the last one, which is another span.
     """
-    k, types = config.neighbors, []
+    k, i = config.neighbors, np.arange(band.group)[:, np.newaxis]
+    types = []
     for level in band.levels:
-        own, above = (min(j, config.clip_level) * (2 * k + 1) for j in (level.height, level.height + 1))
-        column = np.arange((band.group >> level.height) + k + 1)
-        i = np.arange(band.group)[:, np.newaxis]
+        own, above = ((2 * k + 1) * min(j, config.clip_level) for j in (level.height, level.height + 1))
+        column = np.arange(_window(config, band.group, level))
+        left, right = column - level.nearest - k - 1, column + level.nearest
         # The right side is the left side of -1 - i among nodes -1 - u.
-        for i, node, first in ((i, column - level.nearest - k - 1, 1), (-1 - i, -1 - column - level.nearest, 1 + k)):
-            nearest, skipped = i - 1, 0
+        for side, token, node in ((1, i, left), (1 + k, -1 - i, -1 - right)):
+            first, skip = token - 1, 0
             for _ in range(level.height):
-                nearest, skipped = (nearest - k) // 2, 1 - (nearest - k) % 2
-            c = nearest - node
-            read = np.logical_and(c >= skipped, c <= k - (nearest - k) % 2)
-            types.append(np.where(read, np.where(c < k, own + c, above) + first, -1))
-            if not level.height and first == 1:
-                types[-1][c == -1] = 0
-    return np.concatenate(types, axis=1)
+                first, skip = (first - k) // 2, 1 - (first - k) % 2
+            c = first - node
+            read = np.logical_and(c >= skip, c <= k - (first - k) % 2)
+            types.append(np.where(read, side + np.where(c < k, own + c, above), -1))
+
+    types = np.concatenate(types, axis=1)
+    if not band.levels[0].height:
+        types[i, i + k + 1] = 0  # self
+    return types
 
 
 def documents(packs: tf.Tensor, level: Level) -> tf.Tensor:
@@ -123,25 +137,31 @@ def documents(packs: tf.Tensor, level: Level) -> tf.Tensor:
     return ungrouped(tf.concat([first, last][: level.states], axis=3))
 
 
-def masks(config: BptConfig, packs: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
-    """Returns what tokens and spans read in their own documents; padding is not read and reads nothing.
+def make_masks(config: BptConfig, packs: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
+    """Returns which columns tokens read, and which tokens spans read: those of their own documents, and no padding.
+
+    Args:
+      config: the bands and types.
+      packs: document numbers, int32 [B, L]; 0 for padding.
 
     Returns:
-      bool [B, 1, L, sum of all bands' C], and for each band bool [B, 1, N, its spans' states in a group, G].
+      bool [B, 1, L, C of all bands], and bool [B, 1, N, U, G] for each band that has spans.
     """
     numbers = {level.height: documents(packs, level) for level in levels(config, packs.shape[1])}
     of_tokens, of_spans = [], []
     for band in bands(config, packs.shape[1]):
         tokens = grouped(numbers[0], band.group)
-        nodes = windows(config, band, numbers)
-        if nodes is not None:
-            read = tf.logical_and(_same_document(tokens, nodes), relation_types(config, band) >= 0)
+        if band.columns:
+            read = tf.logical_and(
+                _same_document(tokens, windows(config, band, numbers)), relation_types(config, band) >= 0
+            )
             of_tokens.append(ungrouped(read, axis_size(packs, 1)))
-
-        height = np.concatenate([np.full(size, level.height) for level, size in spans_of(band)])
-        span = np.concatenate([np.arange(size) // level.states for level, size in spans_of(band)])
-        own = np.arange(band.group) >> height[:, np.newaxis] == span[:, np.newaxis]
-        of_spans.append(tf.logical_and(_same_document(spans(band, numbers), tokens), own))
+        if band.spans:
+            shares = [
+                np.arange(share)[:, np.newaxis] // level.states == np.arange(band.group) >> level.height
+                for level, share in band.spans
+            ]
+            of_spans.append(tf.logical_and(_same_document(span_groups(band, numbers), tokens), np.concatenate(shares)))
     return tf.concat(of_tokens, axis=-1), of_spans
 
 
@@ -150,12 +170,53 @@ def _same_document(queries: tf.Tensor, nodes: tf.Tensor) -> tf.Tensor:
     return tf.logical_and(queries == nodes, nodes > 0)
 
 
-def windows(config: BptConfig, band: Band, nodes: dict[int, tf.Tensor]) -> Optional[tf.Tensor]:
-    """Returns the nodes that groups of tokens read, [B, H, N, C, K], zeros beyond the ends; None for the root's band.
+def span_groups(band: Band, nodes: dict[int, tf.Tensor]) -> tf.Tensor:
+    """Returns the states of a band's spans in groups, [B, H, N, U, K]; `nodes` are by level, [B, H, n S, K]."""
+    return tf.concat([grouped(nodes[level.height], share) for level, share in band.spans], axis=3)
+
+
+def windows(config: BptConfig, band: Band, nodes: dict[int, tf.Tensor]) -> tf.Tensor:
+    """Returns the nodes on the left and on the right of groups, level by level, [B, H, N, C, K]; zeros beyond the ends.
 
     Args:
+      config: k.
       band: the levels.
-      nodes: [B, H, n S, K] by level.
+      nodes: by level, [B, H, n S, K].
     """
     number = -(-axis_size(nodes[0], 2) // band.group)
-    return tf.concat([side for level in band.levels for side in _sides(config, level, band.group, number, nodes)], axis=3)
+    sides = []
+    for level in band.levels:
+        size, width = band.group >> level.height, _window(config, band.group, level)
+        # Of a node on the left the last document's state is read, of one on the right the first's; see `documents`.
+        left, right = (
+            nodes[level.height][:, :, level.states - 1 :: level.states],
+            nodes[level.height][:, :, :: level.states],
+        )
+        left = tf.pad(left, [[0, 0], [0, 0], [level.nearest + width - size, width + size], [0, 0]])
+        right = tf.pad(right, [[0, 0], [0, 0], [0, level.nearest + width + size], [0, 0]])[:, :, level.nearest :]
+
+        # Windows overlap: each is made of blocks of A nodes.
+        parts = -(-width // size)
+        for side in (left, right):
+            blocks = grouped(side[:, :, : (number + parts - 1) * size], size)
+            moved = [blocks[:, :, part : part + number] for part in range(parts)]
+            sides.append(tf.concat(moved, axis=3)[:, :, :, :width])
+    return tf.concat(sides, axis=3)
+
+
+def axis_size(x: tf.Tensor, axis: int) -> Size:
+    """Returns the size of an axis, an int where it is known."""
+    return x.shape[axis] or tf.shape(x)[axis]
+
+
+def grouped(x: tf.Tensor, size: int) -> tf.Tensor:
+    """Returns [B, H, L, K] in groups, [B, H, N, size, K], the last of which is padded with zeros."""
+    length = axis_size(x, 2)
+    number = -(-length // size)
+    x = tf.pad(x, [[0, 0], [0, 0], [0, number * size - length], [0, 0]])
+    return tf.reshape(x, [-1, x.shape[1], number, size, x.shape[3]])
+
+
+def ungrouped(x: tf.Tensor, length: Optional[Size] = None) -> tf.Tensor:
+    """Returns groups, [B, H, N, G, K], as [B, H, L, K]; `length` cuts the padding off."""
+    return tf.reshape(x, [-1, x.shape[1], axis_size(x, 2) * x.shape[3], x.shape[4]])[:, :, :length]

@@ -64,7 +64,7 @@ def attend_in_blocks(
         queries["position_bias"] = position_bias
     if dropout_keys is not None:
         keys["dropout_keys"] = dropout_keys
-    # A normaliser shared by all parts needs the whole row at once.
+    # A normalizer shared by all parts needs the whole row at once.
     per_part = config.normalizer in ("none", "part_row_sum")
     if per_part and distance and config.query_block_size + 2 * distance < x.shape[1]:
         # Every tensor is an argument: what is recomputed must not capture others.

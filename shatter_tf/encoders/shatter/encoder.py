@@ -4,7 +4,7 @@ post-norm:  h <- N(h + attention(h));       h <- N(h + feed_forward(h))
 pre-norm:   h <- h + attention(N(h));       h <- h + feed_forward(N(h));       N after the last block
 
     N(h) = h / sqrt(mean(h^2) + 1e-6) * g         no mean subtracted and no bias added: it learns as well as layer
-                                                  normalisation and is cheaper (docs/log.md, docs/performance.md)
+                                                  normalization and is cheaper (docs/log.md, docs/performance.md)
 """
 
 from collections.abc import Callable

@@ -35,7 +35,7 @@ def attention_mask(packs: tf.Tensor, num_queries: Optional[int] = None) -> tf.Te
 
     Documents packed into one row are numbered 1, 2, 3, …; 0 is padding. A plain 0/1 mask is the special case of one
     document. Padding attends to nothing and nothing attends to it. Nor does a token attend to itself: the residual
-    connection provides it already, and parts near 0 are then free for its neighbours.
+    connection provides it already, and parts near 0 are then free for its neighbors.
 
     Args:
       packs: document numbers, integer [B, M].
@@ -124,7 +124,7 @@ def part_values(attention: tf.Tensor, partition: tf.Tensor, value: tf.Tensor):
         dy = tf.reshape(dy, [batch_size, length, parts, width])
         d_attention = tf.reduce_sum(tf.einsum("BLPE,BPME->BPLM", dy, value) * partition, axis=1)
         # The products of the forward pass, recomputed. If a compiler saw that they are the same, it would keep them
-        # until now, [B, P, L, M], P times the memory of the map; adding a zero that it cannot recognise prevents that.
+        # until now, [B, P, L, M], P times the memory of the map; adding a zero that it cannot recognize prevents that.
         zero = 0.0 * tf.reduce_sum(dy[:1, :1, 0, 0])  # also for a batch of no rows
         products = (attention + zero)[:, tf.newaxis] * partition
         return d_attention, None, tf.einsum("BPLM,BLPE->BPME", products, dy)

@@ -47,7 +47,7 @@ def nearest(scale: float, num_parts: int) -> tuple[float, float]:
     """Returns d and c of `squash`: 2 t(1) - 1, and the distance from 1 at which t is half-way from there to the end.
 
     With an even number of parts from 6 on, r = 1 falls two thirds of the way from the first knot on its side to the
-    second, which lies at 1 + scale / 2: a token's neighbour matters most, and so gets a part of its own and most of
+    second, which lies at 1 + scale / 2: a token's neighbor matters most, and so gets a part of its own and most of
     another. With other numbers it falls on the first knot, or half-way between the middle knot and the first.
     """
     if num_parts % 2 or num_parts < 6:
@@ -148,7 +148,7 @@ def far_parts(config: ShatterConfig) -> tuple[int, list[tuple[int, int]]]:
 def position_partition(config: ShatterConfig, length, num_queries=None) -> tf.Tensor:
     """Returns f_p(j - i) for queries i = 0, 1, … and every key j, float32 [P, num_queries, L].
 
-    It depends on positions alone: an encoder computes it once per forward pass and hands it to every layer. That is
+    It depends only on positions: an encoder computes it once per forward pass and hands it to every layer. That is
     done when the graph runs, so that no quadratic constant is stored.
 
     Args:
