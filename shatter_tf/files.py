@@ -84,7 +84,8 @@ def held(directory: str, wait: bool = False) -> Iterator[bool]:
         return
     try:
         # A file opened for writing: on NFS, nothing else can be locked against other machines.
-        descriptor, free = os.open(os.path.join(directory, LOCK_FILE), os.O_RDWR | os.O_CREAT, 0o666), True
+        descriptor = os.open(os.path.join(directory, LOCK_FILE), os.O_RDWR | os.O_CREAT, 0o666)
+        free = True
     except OSError as error:
         raise UserError(f"{directory}: cannot be written ({first_line(error)})") from error
     try:

@@ -77,7 +77,8 @@ def read_rows(path: str) -> list[Row]:
     if extension not in EXTENSIONS:
         raise UserError(f"{path}: the name must end in {', '.join(EXTENSIONS)}")
     reader = {".tsv": _read_tsv, ".csv": _read_csv, ".jsonl": _read_jsonl}[extension]
-    rows, columns = [], 0
+    rows = []
+    columns = 0
     for i, (line, fields) in enumerate(reader(path)):
         where = f"{path}:{line}"
         fields = tuple(field.strip() for field in fields)
@@ -149,7 +150,8 @@ def open_tfds(params: cfg.DataConfig):
 
 def read_tfds(params: LabelledDataConfig) -> list[Row]:
     """Returns the rows of a TensorFlow Datasets split; label numbers become the dataset's label names."""
-    source, (dataset, info) = f"tfds_name={params.tfds_name}", open_tfds(params)
+    source = f"tfds_name={params.tfds_name}"
+    dataset, info = open_tfds(params)
     strings = [name for name, feature in info.features.items() if feature.dtype in (tf.string, np.str_, str, object)]
     text_fields = list(params.text_fields) or [name for name in strings if name != params.label_field]
     for name in (*text_fields, params.label_field):
@@ -226,7 +228,8 @@ class LabelledDataLoader:
         numbers; in evaluation also `row_weights`, see `batches_of_rows`.
         """
         texts = [tf.constant(column) for column in self.texts]
-        labels, length = tf.constant(self.label_ids), self.params.seq_length
+        labels = tf.constant(self.label_ids)
+        length = self.params.seq_length
 
         def encode(rows):
             columns = [tf.gather(column, rows) for column in texts]

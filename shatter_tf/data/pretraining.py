@@ -155,7 +155,8 @@ class PretrainDataLoader:
             visit, skip = self.locate(first_row)
             visits = tf.data.Dataset.range(visit, np.iinfo(np.int64).max)
         else:
-            visits, skip = tf.data.Dataset.range(len(self.paths)), 0
+            visits = tf.data.Dataset.range(len(self.paths))
+            skip = 0
         rows = (
             visits.map(self.read_visit, num_parallel_calls=2, deterministic=True)
             .flat_map(lambda ids, packs: tf.data.Dataset.from_tensor_slices((ids, packs)))

@@ -125,7 +125,8 @@ def load_squad(params: QuestionAnsweringDataConfig) -> Squad:
     """Returns what the file or the TensorFlow Datasets split that a config names holds; raises UserError."""
     if not params.tfds_name:
         return read_squad(params.input_path)
-    source, (dataset, info) = f"tfds_name={params.tfds_name}, tfds_split={params.tfds_split}", open_tfds(params)
+    source = f"tfds_name={params.tfds_name}, tfds_split={params.tfds_split}"
+    dataset, info = open_tfds(params)
     if not {"id", "context", "question", "answers"} <= set(info.features):
         raise UserError(f"{source}: its features are {', '.join(info.features)}, not those of squad/v1.1 or squad/v2.0")
     asked = {}
@@ -141,7 +142,10 @@ def load_squad(params: QuestionAnsweringDataConfig) -> Squad:
 
 def _squad(content, path: str) -> Squad:
     """Returns what SQuAD's JSON holds; raises UserError as `read_squad` does."""
-    contexts, questions, misplaced, ids = [], [], [], set()
+    contexts = []
+    questions = []
+    misplaced = []
+    ids = set()
     for context, qas, where in _paragraphs(content, path):
         contexts.append(context)
         for i, qa in enumerate(qas):
@@ -152,7 +156,8 @@ def _squad(content, path: str) -> Squad:
             ids.add(name)
             answers, spans = _answers(qa, context, where_question)
             misplaced += [name] * (len(answers) - len(spans))
-            text, span = _get(qa, "question", str, where_question), spans[0] if spans else None
+            text = _get(qa, "question", str, where_question)
+            span = spans[0] if spans else None
             questions.append(Question(name, text, len(contexts) - 1, answers, span))
     if not questions:
         raise UserError(f"{path}: no questions in it")
@@ -175,13 +180,15 @@ def _paragraphs(content, path: str) -> Iterator[tuple[str, list, str]]:
 
 def _answers(qa: dict, context: str, where: str) -> tuple[tuple[str, ...], list[tuple[int, int]]]:
     """Returns the answers' texts, and the spans of those that stand at their answer_start."""
-    answers, impossible = _get(qa, "answers", list, where), qa.get("is_impossible", False)
+    answers = _get(qa, "answers", list, where)
+    impossible = qa.get("is_impossible", False)
     if impossible not in (False, True) or impossible == bool(answers):
         said = "says is_impossible, but has answers" if answers else "has no answers"
         raise UserError(f'{where}: it {said}; those without say "is_impossible": true')
     texts, spans = [], []
     for answer in answers:
-        text, begin = _get(answer, "text", str, where), _get(answer, "answer_start", int, where)
+        text = _get(answer, "text", str, where)
+        begin = _get(answer, "answer_start", int, where)
         texts.append(text)
         if begin >= 0 and text.strip() and context.startswith(text, begin):
             spans.append((begin, begin + len(text)))

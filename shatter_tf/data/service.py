@@ -43,7 +43,8 @@ def made_by_workers(inputs: tf.data.Dataset, make_batch: Callable, address: str)
         # A job of its own, because an existing one would continue where it is; its workers take turns.
         job = dict(job_name=uuid.uuid4().hex, consumer_index=0, num_consumers=1)
         batches = iter(numbered.apply(service.distribute(service.ShardingPolicy.HINT, address, **job)))
-        early, due = {}, 0
+        early = {}
+        due = 0
         while True:
             try:
                 number, batch = _next(batches, _PATIENCE)

@@ -108,7 +108,8 @@ def _read_jsonl(path: str) -> Iterator[Sentence]:
 
 def tag_ids(sentences: list[Sentence], tags: list[str]) -> np.ndarray:
     """Returns the ids of all words' tags, int32 [words]; raises UserError at a tag that is not in `tags`."""
-    ids, found = {tag: i for i, tag in enumerate(tags)}, []
+    ids = {tag: i for i, tag in enumerate(tags)}
+    found = []
     for sentence in sentences:
         for tag, line in zip(sentence.tags, sentence.lines, strict=True):
             if tag not in ids:

@@ -51,7 +51,9 @@ class Machine:
 
     def __init__(self, target: str, rounds: int, directory: str):
         self.compiler = f"XLA of TensorFlow {tf.__version__}"
-        self._target, self._rounds, self._directory = target, rounds, directory
+        self._target = target
+        self._rounds = rounds
+        self._directory = directory
         dump_buffers(directory, "training_step")
 
         gpus = tf.config.list_physical_devices("GPU")
@@ -99,7 +101,9 @@ class Compiler:
     """
 
     def __init__(self, target: str, python: str, directory: str):
-        self._target, self._python, self._directory = target, python, directory
+        self._target = target
+        self._python = python
+        self._directory = directory
         self._kind, self._device = target.split(":", 1)
         tf.config.set_visible_devices([], "GPU")
         self.compiler = ""  # until it has run

@@ -62,7 +62,8 @@ def with_others(others: bool) -> Iterator[None]:
 
 def problems(runtime: cfg.RuntimeConfig) -> list[str]:
     """Returns a line for everything in `runtime` that this machine cannot do; starts no device."""
-    name, found = runtime.distribution_strategy, []
+    name = runtime.distribution_strategy
+    found = []
     if name not in STRATEGIES:
         return [f"runtime.distribution_strategy={name}: use {', '.join(STRATEGIES)}{nearest(name, STRATEGIES)}"]
     gpus = len(tf.config.list_physical_devices("GPU"))
@@ -107,7 +108,8 @@ def count_replicas(runtime: cfg.RuntimeConfig) -> Optional[int]:
 
 def batch_problems(params: cfg.ExperimentConfig, replicas: int) -> list[str]:
     """Returns a line for each batch that this number of replicas cannot share."""
-    parts, found = params.trainer.accumulation_steps, []
+    parts = params.trainer.accumulation_steps
+    found = []
     for name, least in (("train_data", replicas * parts), ("validation_data", replicas)):
         size = getattr(params.task, name).global_batch_size
         if size % least:
@@ -185,7 +187,8 @@ def build_strategy(runtime: cfg.RuntimeConfig) -> tf.distribute.Strategy:
             raise WorkerLost(first_line(error)) from error
     runtime.num_gpus = runtime.num_gpus or len(tf.config.list_physical_devices("GPU"))
     if name == ONE_DEVICE or (runtime.num_gpus <= 1 and name == MIRRORED):
-        name, runtime.num_gpus = ONE_DEVICE, min(runtime.num_gpus, 1)
+        name = ONE_DEVICE
+        runtime.num_gpus = min(runtime.num_gpus, 1)
     try:
         return distribute_utils.get_distribution_strategy(
             name, num_gpus=runtime.num_gpus, all_reduce_alg=runtime.all_reduce_alg, tpu_address=runtime.tpu

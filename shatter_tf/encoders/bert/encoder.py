@@ -144,12 +144,14 @@ class BertBaseline(Drawable, networks.BertEncoderV2):
         self._attention_mask_layer = SameDocumentMask(name="self_attention_mask")
         if not config.positions.startswith("absolute"):
             self._position_embedding_layer = _NoPositions(name="position_embedding")
-        block, choices = layers.TransformerEncoderBlock, scores
+        block = layers.TransformerEncoderBlock
+        choices = scores
         if config.positions.endswith("relative_bias"):
             block = _RelativeBlock
         elif config.positions == "rotary":
             longest = config.max_position_embeddings
-            block, choices = _RotaryBlock, dict(q_max_sequence_length=longest, kv_max_sequence_length=longest)
+            block = _RotaryBlock
+            choices = dict(q_max_sequence_length=longest, kv_max_sequence_length=longest)
         blocks = [
             block(
                 kernel_initializer=tf_utils.clone_initializer(initializer),

@@ -78,7 +78,8 @@ def attend_in_blocks(
 
 def _block_by_block(read: Callable, config: ShatterConfig, queries: dict, keys: dict) -> list[tf.Tensor]:
     """Returns what `read(config, block, keys)` reads, [B, Q, D] and [B, Q, P], for all blocks: [B, L, D], [B, L, P]."""
-    x, size = keys["x"], config.query_block_size
+    x = keys["x"]
+    size = config.query_block_size
     blocks = dict(start=tf.range(0, x.shape[1], size), **{name: _cut(t, size) for name, t in queries.items()})
 
     @tf.recompute_grad
@@ -107,7 +108,9 @@ def _read_all(config: ShatterConfig, block: dict, keys: dict) -> tuple[tf.Tensor
 
 def _read_near(config: ShatterConfig, queries: dict, keys: dict) -> list[tf.Tensor]:
     """Reads the windows around all blocks with all parts, and returns [B, L, D] and [B, L, P]."""
-    size, (batch_size, length) = config.query_block_size, (tf.shape(keys["x"])[0], keys["x"].shape[1])
+    size = config.query_block_size
+    batch_size = tf.shape(keys["x"])[0]
+    length = keys["x"].shape[1]
     distance, _ = far_parts(config)
     i, j = tf.range(size), tf.range(-distance, size + distance)
     r = j - i[:, tf.newaxis]  # the same in every window
@@ -124,7 +127,8 @@ def _read_near(config: ShatterConfig, queries: dict, keys: dict) -> list[tf.Tens
 
 
 def _read(config, block, keys, mask, partition, places) -> tuple[tf.Tensor, tf.Tensor]:
-    bias, dropout_keys = block.get("position_bias"), keys.get("dropout_keys")
+    bias = block.get("position_bias")
+    dropout_keys = keys.get("dropout_keys")
     operands = (block["query"], bias, keys["x"], keys["value"], mask, partition, dropout_keys, places)
     y, totals, _ = read_parts(config, *operands)
     return y, totals
@@ -136,7 +140,9 @@ def _far_keys(config: ShatterConfig, keys: dict) -> dict:
     value: [B, 2, L, 2 E + 2], values for the left and for the right, then a one for each side, for the totals.
     partition: [2, Q, L + (N - 1) Q], of which each block uses L columns, the first block the last ones.
     """
-    x, value, size = keys["x"], keys["value"], config.query_block_size
+    x = keys["x"]
+    value = keys["value"]
+    size = config.query_block_size
     _, pairs = far_parts(config)
     ones = tf.ones_like(value[:, 0, :, :2])
     both = [tf.concat([value[:, left], value[:, right], ones], axis=-1) for left, right in pairs]
@@ -147,8 +153,12 @@ def _far_keys(config: ShatterConfig, keys: dict) -> dict:
 
 def _read_far(config: ShatterConfig, block: dict, keys: dict) -> tuple[tf.Tensor, tf.Tensor]:
     """Reads all keys outside the block's window with the two outermost parts on their side."""
-    x, start, size, width = keys["x"], block["start"], config.query_block_size, config.hidden_size // config.num_parts
-    length, (distance, pairs) = x.shape[1], far_parts(config)
+    x = keys["x"]
+    start = block["start"]
+    size = config.query_block_size
+    width = config.hidden_size // config.num_parts
+    length = x.shape[1]
+    distance, pairs = far_parts(config)
     i, j = start + tf.range(size), tf.range(length)
     left, right = j < start - distance, j >= start + size + distance
     partition = tf.slice(keys["partition"], [0, 0, keys["partition"].shape[-1] - length - start], [2, size, length])
@@ -185,7 +195,8 @@ def _cut(t: tf.Tensor, size: int) -> tf.Tensor:
 
 def _join(t: tf.Tensor, size: int, length: int) -> tf.Tensor:
     """Joins blocks, [N, B, Q, K] or that with some axes merged, into [B, L, K]."""
-    number, k = -(-length // size), t.shape[-1]
+    number = -(-length // size)
+    k = t.shape[-1]
     t = tf.transpose(tf.reshape(t, [number, -1, size, k]), [1, 0, 2, 3])
     return tf.reshape(t, [-1, number * size, k])[:, :length]
 

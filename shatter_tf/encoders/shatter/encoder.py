@@ -127,12 +127,14 @@ class ShatterEncoder(PackedEncoder):
         self.final_layer_norm = rms_norm("final_layer_norm") if config.norm_first else None
 
     def encode(self, h, packs, keys, training):
-        config, last = self.config, self.blocks[-1]
+        config = self.config
+        last = self.blocks[-1]
         maps = None
         if not config.attends_in_blocks(packs.shape[1]):
             maps = mask_and_partition(config, packs, self.compute_dtype)
 
-        outputs, attention_scores = [], []
+        outputs = []
+        attention_scores = []
         for i, block in enumerate(self.blocks):
             if block is last and config.output_range is not None:
                 maps = mask_and_partition(config, packs, self.compute_dtype, config.output_range)

@@ -117,7 +117,8 @@ def part_values(attention: tf.Tensor, partition: tf.Tensor, value: tf.Tensor):
       partition: f, [P, L, M]; it has no gradient.
       value: v, [B, P, M, E].
     """
-    batch_size, length = tf.shape(attention)[0], tf.shape(attention)[1]
+    batch_size = tf.shape(attention)[0]
+    length = tf.shape(attention)[1]
     parts, width = value.shape[1], value.shape[3]
 
     def gradient(dy):
@@ -154,7 +155,8 @@ def normalize_parts(y: tf.Tensor, totals: tf.Tensor) -> tf.Tensor:
     # A list, because LiteRT's converter gets the reciprocal of a product plus a number wrong.
     scale = tf.cast([1.0] / totals, y.dtype)
     # Repeated over the width of a part by a matrix product: accelerators are slow at splitting an axis.
-    parts, width = totals.shape[-1], y.shape[-1]
+    parts = totals.shape[-1]
+    width = y.shape[-1]
     return y * tf.matmul(scale, tf.repeat(tf.eye(parts, dtype=y.dtype), width // parts, axis=1))
 
 

@@ -41,7 +41,9 @@ class SmartBirdBlock(tf_keras.layers.Layer):
     def __init__(self, config: SmartBirdConfig, **kwargs):
         super().__init__(autocast=False, **kwargs)
         self.config = config = as_config(config, SmartBirdConfig)
-        width, inner, heads = config.hidden_size, config.intermediate_size, config.num_attention_heads
+        width = config.hidden_size
+        inner = config.intermediate_size
+        heads = config.num_attention_heads
 
         self.query = self._dense("BLD,DHE->BHLE", (heads, None, width // heads), "HE", "query")
         self.key = self._dense("BLD,DHE->BHLE", (heads, None, width // heads), "HE", "key")
@@ -148,7 +150,9 @@ class SmartBirdEncoder(PackedEncoder):
         return super().embed({**inputs, "input_word_embeddings": words + self.position_embeddings(words)}, keys)
 
     def encode(self, h, packs, keys, training):
-        config, query, key = self.config, None, None
+        config = self.config
+        query = None
+        key = None
         if config.sketch != "nearest":
             sketch = self.sketch(h)
             sketch += self.sketch_positions(sketch)
