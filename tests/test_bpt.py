@@ -1,4 +1,4 @@
-"""BP-Transformer: its bands against lists of edges, its states against an oracle, and what must hold for any weights."""
+"""BP-Transformer: its bands against lists of edges, its states against an oracle, and what holds for any weights."""
 
 import itertools
 
@@ -96,27 +96,37 @@ def test_bands_hold_the_edges_and_types_of_the_graph(k, length, clip):
         assert sorted(tokens) == list(range(length))
 
 
-@pytest.mark.parametrize("mask", MASKS)
-@pytest.mark.parametrize(("k", "clip"), [(1, 2), (2, 1), (3, 0)])
-@pytest.mark.parametrize("many_documents", [True, False])
-def test_encoder_matches_the_oracle(mask, k, clip, many_documents):
-    if mask == "packed" and not many_documents:
-        pytest.skip("spans have one state")
-    encoder = built(neighbors=k, clip_level=clip, many_documents=many_documents)
-    inputs = batch(mask)
+def assert_matches_the_oracle(encoder, packs):
+    config, inputs = encoder.config, batch(packs)
     outputs = encoder(inputs)
-
     embedded = np.asarray(encoder.embed(inputs, None), np.float64)
-    for row, packs in enumerate(MASKS[mask]):
-        states = reference.first_states(embedded[row], packs)
+    for row, documents in enumerate(np.array(packs)):
+        states = reference.first_states(embedded[row], documents)
         for block, actual in zip(encoder.blocks, outputs["encoder_outputs"], strict=True):
-            states = reference.block(states, packs, weights_of(block), H, k, clip)
+            states = reference.block(states, documents, weights_of(block), H, config.neighbors, config.clip_level)
             for (i, size, _), h in states.items():
                 if size == 1:
-                    np.testing.assert_allclose(actual[row, i], h, atol=2e-5)
-        root = next(h for (_, size, _), h in states.items() if size == 16)
-        np.testing.assert_allclose(outputs["pooled_output"][row], root, atol=2e-5)
+                    np.testing.assert_allclose(actual[row, i], h, atol=3e-5)
+
+        largest = max(size for _, size, _ in states)
+        root = next(h for (_, size, _), h in states.items() if size == largest)
+        np.testing.assert_allclose(outputs["pooled_output"][row], root, atol=3e-5)
     np.testing.assert_array_equal(outputs["sequence_output"], outputs["encoder_outputs"][-1])
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize(("k", "clip"), [(1, 2), (2, 1), (3, 0)])
+def test_the_encoder_matches_the_oracle(mask, k, clip):
+    assert_matches_the_oracle(built(neighbors=k, clip_level=clip), MASKS[mask])
+    if mask != "packed":
+        assert_matches_the_oracle(built(neighbors=k, clip_level=clip, many_documents=False), MASKS[mask])
+
+
+@pytest.mark.parametrize("k", [1, 4])
+def test_a_long_row_matches_the_oracle(k):
+    """Of levels of spans that do not fit into the smallest group."""
+    encoder = built(neighbors=k, num_layers=2, max_sequence_length=151)
+    assert_matches_the_oracle(encoder, [[1] * 67 + [2] * 2 + [3] * 71 + [0] * 11])
 
 
 @pytest.mark.parametrize("k", [L - 1, L + 4])
@@ -224,39 +234,51 @@ def test_masked_entries_and_rows_are_exactly_zero():
 
 @pytest.mark.parametrize("jit_compile", [False, True])
 def test_lengths_that_are_not_known_change_nothing(jit_compile):
-    encoder = built()
+    encoder = built(num_layers=1, neighbors=1, max_sequence_length=100)
     spec = {key: tf.TensorSpec([None, None], tf.int32) for key in batch()}
     served = tf.function(lambda inputs: encoder(inputs), input_signature=[spec], jit_compile=jit_compile)
-    for length in (1, 13, 16) if jit_compile else (1, 2, 5, 13, 16, 29):
-        inputs = batch(np.array([[1] * (length // 2) + [2] * (length - length // 2)]))
+    for length in (37,) if jit_compile else (1, 2, 5, 16, 37, 100):
+        inputs = batch([[1] * (length // 2) + [2] * (length - length // 2)])
         actual, expected = served(inputs), encoder(inputs)
         for key in ("sequence_output", "pooled_output"):
             np.testing.assert_allclose(actual[key], expected[key], atol=1e-5)
 
 
-def test_static_shapes_stay_static():
-    encoder = built()
-    spec = {key: tf.TensorSpec([2, L], tf.int32) for key in batch()}
-    graph = tf.function(lambda x: encoder(x)["encoder_outputs"], autograph=False).get_concrete_function(spec)
-    assert [t.shape for t in graph.outputs] == [(2, L, D)] * 2
+def test_static_shapes_stay_static_and_nothing_is_gathered():
+    block = built(BptBlock)
+    spec = tf.TensorSpec(vectors(block.config).shape), tf.TensorSpec([B, L], tf.int32)
+    graph = tf.function(lambda h, packs: block(h, packs), autograph=False).get_concrete_function(*spec)
+    assert graph.outputs[0].shape == spec[0].shape
+    assert not [op.type for op in graph.graph.get_operations() if "Gather" in op.type or "PyFunc" in op.type]
+
+
+def test_litert_gives_the_same_values():
+    from ai_edge_litert.interpreter import Interpreter
+
+    encoder, inputs = built(num_layers=1), batch([[1] * 5 + [2] * 6 + [0] * 2])
+    spec = {key: tf.TensorSpec([1, L], tf.int32, key) for key in inputs}
+    served = tf.function(lambda **x: {"h": encoder(x)["sequence_output"]}, autograph=False)
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([served.get_concrete_function(**spec)], encoder)
+    run = Interpreter(model_content=converter.convert()).get_signature_runner()
+    actual = run(**{key: value.numpy() for key, value in inputs.items()})["h"]
+    np.testing.assert_allclose(actual, encoder(inputs)["sequence_output"], atol=1e-5)
 
 
 def test_xla_gives_the_same_values_and_gradients():
-    encoder, inputs = built(num_layers=1), batch("packed")
-    keys = row_keys(seed=0, step=1, batch_size=B)
-    block = encoder.blocks[0]
-    h = vectors(encoder.config)
+    block = built(BptBlock, neighbors=1, dropout_rate=0.3, attention_dropout_rate=0.3)
+    packs = tf.constant([[1] * 11 + [2] * 17 + [3] * 5 + [0] * 4] * B)
+    h, keys = vectors(block.config, 37), row_keys(seed=0, step=1, batch_size=B)
 
     def value_and_gradients():
         with tf.GradientTape() as tape:
-            y = block(h, inputs["input_mask"], dropout_keys=keys, training=True)
+            tape.watch(h)
+            y = block(h, packs, dropout_keys=keys, training=True)
             loss = tf.reduce_sum(tf.sin(y))
-        return [y, *tape.gradient(loss, block.trainable_variables)]
+        return [y, *tape.gradient(loss, [h, *block.trainable_variables])]
 
-    block.config.dropout_rate = block.config.attention_dropout_rate = 0.3
     compiled = tf.function(value_and_gradients, jit_compile=True, autograph=False)
     for expected, actual in zip(value_and_gradients(), compiled(), strict=True):
-        np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-3 * max(1.0, float(tf.reduce_max(expected))))
 
 
 def test_dropout_follows_from_its_keys_and_is_for_training_only():
@@ -294,7 +316,7 @@ def test_is_sized_like_another_family():
     assert not {"hidden_activation", "pooling"} & {*shatter, *bert}
 
 
-def test_keras_model_round_trips(tmp_path):
+def test_a_keras_model_round_trips(tmp_path):
     encoder = BptEncoder(make_config(num_layers=1))
     data = {**batch(), "input_type_ids": tf.zeros([B, L], tf.int32)}
     inputs = {key: tf_keras.Input((None,), dtype=tf.int32, name=key) for key in data}
@@ -303,9 +325,6 @@ def test_keras_model_round_trips(tmp_path):
     model.save(tmp_path / "model.keras")
     restored = tf_keras.models.load_model(tmp_path / "model.keras")
     np.testing.assert_allclose(restored(data), expected, atol=1e-6)
-    model.save(tmp_path / "saved_model", save_format="tf")
-    served = tf.saved_model.load(str(tmp_path / "saved_model"))
-    np.testing.assert_allclose(served(data, training=False), expected, atol=1e-6)
 
 
 # The harness: settings that are not the defaults.
@@ -314,23 +333,19 @@ CONFIG = make_config(
 )
 
 
-def _dense(name, *weights):
-    return {f"{name}/{w}" for w in weights or ("kernel", "bias")}
-
-
-def _norm(name):
-    return _dense(f"{name}/{name}" if False else name, "gamma", "beta")
+def _weights(name, *kinds):
+    return {f"{name}/{kind}" for kind in kinds}
 
 
 BLOCK = {
     "relations",
-    *(name for dense in ("query", "key", "value", "output_projection") for name in _dense(dense, "kernel")),
-    *(name for dense in ("intermediate", "output") for name in _dense(dense)),
-    *(name for norm in ("attention_layer_norm", "output_layer_norm") for name in _norm(norm)),
+    *(name for dense in ("query", "key", "value", "output_projection") for name in _weights(dense, "kernel")),
+    *(name for dense in ("intermediate", "output") for name in _weights(dense, "kernel", "bias")),
+    *(name for norm in ("attention_layer_norm", "output_layer_norm") for name in _weights(norm, "gamma", "beta")),
 }
 ENCODER = {
     *("word_embeddings/embeddings", "type_embeddings/embeddings"),
-    *_norm("embeddings_layer_norm"),
+    *_weights("embeddings_layer_norm", "gamma", "beta"),
     *(f"block_{i}/{name}" for i in range(2) for name in BLOCK),
 }
 

@@ -11,7 +11,7 @@ import pytest
 import tf_keras
 
 from shatter_tf.measuring import grid as grids
-from shatter_tf.serving import text_encoder
+from shatter_tf.serving.load import load_text_encoder
 from shatter_tf.training import run_dir
 
 DATA = pathlib.Path(__file__).parent / "data"
@@ -64,7 +64,7 @@ def test_an_old_run_is_exported_as_it_was(old, capsys):
 
 
 def test_an_old_encoder_is_loaded_in_python(old):
-    assert text_encoder.TextEncoder.from_model_dir("runs/pretrain")(["the cat sat"]).shape == (1, 12)
+    assert load_text_encoder("runs/pretrain")(["the cat sat"]).shape == (1, 12)
 
 
 def test_an_old_grid_is_extended(old):

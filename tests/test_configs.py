@@ -116,9 +116,7 @@ def test_every_run_of_a_grid_could_start(path, write_corpus, random_documents, t
             job = dataclasses.replace(job, init_checkpoint=encoder, data_dir=str(tmp_path))
         elif grid.experiment != "shatter/pretrain":
             vocabulary = {"task": {"train_data": {"vocab_file": f"{corpus}/vocab.txt"}}}
-            job = dataclasses.replace(
-                job, data_dir=str(tmp_path), settings=settings.merge(job.settings, vocabulary)
-            )
+            job = dataclasses.replace(job, data_dir=str(tmp_path), settings=settings.merge(job.settings, vocabulary))
         resolved.append(comparison.prepare_job(grid, job, str(tmp_path / "out")))
     assert len({(str(run.params.as_dict())) for run in resolved}) == len(resolved)  # no two variants are the same
 

@@ -71,8 +71,8 @@ def test_a_classifier_gives_names_and_probabilities_for_any_batch(exported):
     best = names[together["probabilities"].argmax(axis=1)]
     assert [label.decode() for label in together["label"]] == best.tolist()
     for i, text in enumerate(TEXTS):
-        alone = signature(text=tf.constant([text]))
-        np.testing.assert_allclose(alone["probabilities"][0], together["probabilities"][i], atol=1e-5)
+        single = signature(text=tf.constant([text]))
+        np.testing.assert_allclose(single["probabilities"][0], together["probabilities"][i], atol=1e-5)
 
 
 def test_both_texts_of_a_pair_count(exported):
@@ -193,7 +193,7 @@ def test_token_ids_give_what_strings_do(exported):
     )
 
 
-def test_fill_mask_against_the_head_alone(exported):
+def test_fill_mask_against_the_head_by_itself(exported):
     run, servable = load(exported, "pretrain")
     model = servable.model
     texts = ["the [MASK] sat on a [MASK]", "no mask", "[MASK]"]
@@ -291,7 +291,9 @@ def test_versions_count_up_and_failures_leave_nothing(exported, tmp_path, monkey
 
 def test_what_a_killed_export_left_is_removed_and_never_published(exported, tmp_path, monkeypatch):
     flags = [f"--model_dir={exported['classify']}", f"--export_dir={tmp_path}/served"]
-    old, new, others = f"incomplete-{'7d' * 16}", f"incomplete-{'0f' * 16}", "incomplete-drafts"
+    old = f"incomplete-{'7d' * 16}"
+    new = f"incomplete-{'0f' * 16}"
+    others = "incomplete-drafts"
     for name, age in ((old, 7200), (new, 10), (others, 7200)):
         left = tmp_path / "served" / name / "assets.extra/token_ids.tflite"
         left.parent.mkdir(parents=True)

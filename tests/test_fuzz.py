@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from official.core import exp_factory
 from tiny import tiny_override
 
-from shatter_tf import prepare, train
+from shatter_tf import console, prepare, train
 from shatter_tf.data.corpus import shards
 from shatter_tf.errors import UserError
 from shatter_tf.tasks import registry as experiments
@@ -38,7 +38,7 @@ def succeeds(command, *argv):
     sys.argv = [command.__name__, *map(str, argv)]
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
-            command_line.run(command.main)
+            console.run(command.main)
     except SystemExit as end:
         code = end.code
     finally:

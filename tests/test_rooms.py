@@ -8,7 +8,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "shatter_tf"
 # A room imports only rooms before it; commands come last.
 ROOMS = (
-    *("errors", "cluster", "console", "files", "checkpoints", "layers", "encoders", "data", "tasks"),
+    *("errors", "plugins", "cluster", "console", "files", "checkpoints", "layers", "encoders", "data", "tasks"),
     *("training", "serving", "measuring"),
 )
 FAMILIES = {path.parent.name for path in PACKAGE.glob("encoders/*/__init__.py")}
@@ -77,3 +77,33 @@ def test_commands_are_thin():
     for path in PACKAGE.glob("*.py"):
         if "__main__" in path.read_text():
             assert len(path.read_text().splitlines()) < 100, path
+
+
+def test_nothing_asks_for_a_kind_by_its_name():
+    """Families and tasks answer for themselves; only registries know their names."""
+    experiments = {f"shatter/{path.stem}" for path in PACKAGE.glob("tasks/*.py")} | {"shatter/pretrain"}
+    kinds = experiments | FAMILIES | {"any"}
+    asked = [
+        (name, node.lineno)
+        for name, path in MODULES.items()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Compare)
+        for constant in ast.walk(node)
+        if isinstance(constant, ast.Constant) and constant.value in kinds
+    ]
+    assert asked == []
+
+
+def test_only_commands_and_heavy_libraries_are_imported_late():
+    """An import inside a function hides what a module needs."""
+    late = {
+        (name, node.module)
+        for name, path in MODULES.items()
+        for function in ast.walk(ast.parse(path.read_text()))
+        if isinstance(function, ast.FunctionDef)
+        for node in ast.walk(function)
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("shatter_tf")
+    }
+    of_commands = {(name, module) for name, module in late if room(name) == len(ROOMS)}
+    assert late - of_commands == {("shatter_tf.data.corpus.build", "shatter_tf.data.corpus")}  # Beam is optional
+    assert len({name for name, _ in of_commands}) == len(of_commands)  # one for each command

@@ -1,4 +1,4 @@
-"""Use from Python: vectors of strings from a run, fine-tuning with Keras alone, saving and loading."""
+"""Use from Python: vectors of strings from a run, fine-tuning with nothing but Keras, saving and loading."""
 
 import shutil
 

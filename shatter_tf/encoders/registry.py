@@ -11,6 +11,7 @@ from official.modeling import hyperparams
 
 from shatter_tf.encoders.base import Family
 from shatter_tf.encoders.bert.encoder import BertBaseline
+from shatter_tf.encoders.bpt.encoder import BptEncoder
 from shatter_tf.encoders.shatter.encoder import ShatterEncoder
 from shatter_tf.encoders.smart_bird.encoder import SmartBirdEncoder
 
@@ -18,6 +19,7 @@ from shatter_tf.encoders.smart_bird.encoder import SmartBirdEncoder
 FAMILIES: dict[str, type[tf_keras.layers.Layer]] = {
     "shatter": ShatterEncoder,
     "bert": BertBaseline,
+    "bpt": BptEncoder,
     "smart_bird": SmartBirdEncoder,
 }
 DEFAULT = "shatter"

@@ -73,7 +73,7 @@ def allowed_operations() -> frozenset[str]:
 
     These are more than our exports use, so that encoders and tasks of other packages pass, but only what computes its
     outputs from its inputs, from variables and from tables: all stateless operations of the groups of TensorFlow that
-    are about computation, random numbers, and a list. Statelessness alone would not do: TensorFlow calls ReadFile,
+    are about computation, random numbers, and a list. To be stateless is not enough: TensorFlow calls ReadFile,
     DebugIdentity (which writes files), DatasetFromGraph (which runs any graph) and PyFuncStateless stateless, too. None
     of them is in such a group; neither are data sets, readers, debuggers, printing and devices.
     """

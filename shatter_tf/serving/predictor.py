@@ -1,7 +1,5 @@
 """What `python -m shatter_tf.predict` does. It imports no Model Garden, which would take longer than all the rest."""
 
-import importlib
-import importlib.metadata
 import itertools
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -9,6 +7,7 @@ from typing import Any
 import tensorflow as tf
 import tensorflow_text as _  # noqa: F401  registers the tokenizer's operations
 
+from shatter_tf import plugins
 from shatter_tf.errors import UserError, argument, first_line
 from shatter_tf.serving.answers import readable
 from shatter_tf.serving.operations import refused_operations
@@ -31,7 +30,7 @@ def predict(
       UserError: for a model that cannot be loaded or is not trusted, for a signature that it does not have, and for a
         text with fewer or more parts than the signature takes.
     """
-    _load_plugins()
+    plugins.load()
     loaded = load(latest_version(model), trust)  # kept: its functions do not keep its variables
     function = _of_texts(loaded, signature)
     # As files have them: a question before its context.
@@ -102,9 +101,3 @@ def _plain(value):
     if getattr(value, "ndim", 0):
         return [_plain(item) for item in value]
     return round(value.item(), 6) if value.dtype.kind == "f" else value.item()
-
-
-def _load_plugins() -> None:
-    """Imports what other packages register, if there are any: formats of answers, and operations of their own."""
-    if importlib.metadata.entry_points(group="shatter_tf.plugins"):
-        importlib.import_module("shatter_tf.tasks.registry")

@@ -48,7 +48,7 @@ def export(
 
     # What is trained, and what of it is served.
     run = run_dir.read(model_dir)
-    model, checkpoint = load_model(run, model_dir, best=checkpoint == "best")
+    model, restored = load_model(run, model_dir, best=checkpoint == "best")
     trained = build_servable(run, model)
     served = trained
     if weights == "bfloat16":
@@ -63,7 +63,7 @@ def export(
             tf.saved_model.save(served.trackable(), temporary, signatures=served.functions)
 
         # Check it.
-        difference = _check(served, trained, temporary, checkpoint, export_dir)
+        difference = _check(served, trained, temporary, restored, export_dir)
         notes = [f"Its outputs are at most {difference:.1e} from the trained model's, for texts of random wordpieces."]
         lines = []
         if litert:
@@ -76,7 +76,7 @@ def export(
             if litert:
                 _write_file(os.path.join(temporary, LITERT_FILE), litert_model)
             samples.write_warmup_requests(served, temporary, os.path.basename(export_dir))
-            write_card(Export(run, model_dir, checkpoint, served, temporary, target), notes)
+            write_card(Export(run, model_dir, restored, served, temporary, target), notes)
             if tf.io.gfile.exists(target):
                 raise UserError(f"{target}: written by another export meanwhile; export again, for the next version")
             publish(temporary, target, last="saved_model.pb")
@@ -86,7 +86,7 @@ def export(
 
     return [
         *lines,
-        f"exported {checkpoint} to {target} ({versions.size(target) / 1e6:.1f} MB); signatures "
+        f"exported {restored} to {target} ({versions.size(target) / 1e6:.1f} MB); signatures "
         f"{', '.join(served.functions)}; at most {difference:.1e} from the trained model",
     ]
 

@@ -5,7 +5,6 @@ import tf_keras
 from official.core import task_factory
 
 from shatter_tf.data.tokenizer import Tokenizer
-from shatter_tf.serving.load import load_model  # noqa: F401  measuring/run_pictures.py looks for it here
 from shatter_tf.tasks.base import BaseTask
 from shatter_tf.tasks.signature import Signature, embedding, strings
 from shatter_tf.training.run_dir import Run
@@ -14,7 +13,8 @@ from shatter_tf.training.run_dir import Run
 class Servable:
     """A trained model's signatures as TensorFlow functions, which become those of a SavedModel.
 
-    Batches are padded to their longest text; inputs longer than the encoder's `longest_dynamic`, to `seq_length`.
+    Batches are padded to their longest text, or to `seq_length` where that text is longer than `longest_dynamic`, the
+    longest input of an unknown length that the encoder takes.
 
     Args:
       task: says what is served.
@@ -76,16 +76,19 @@ class Servable:
         """Returns what the signature `name` should, from layers called one by one, texts padded to `seq_length`."""
         signature = self.signatures[name]
         inputs, rest = signature.encode(*(inputs[spec.name] for spec in signature.takes))
-        return signature.decode(signature.predict(self.pad(inputs, full=True) if _is_ragged(inputs) else inputs), rest)
+        if _is_ragged(inputs):
+            inputs = self.pad(inputs, full=True)
+        return signature.decode(signature.predict(inputs), rest)
 
-    def trackable(self) -> tf.__internal__.tracking.AutoTrackable:
+    def trackable(self) -> tf.train.Checkpoint:
         """Returns what to save: the variables, and TF Hub's interface.
 
         When called, it gives the vectors of strings, so that `hub.KerasLayer(export)` does, and can be trained. The
         layers themselves are left out: Keras would trace each of them again, which makes half of a large model's graph.
         """
-        root = tf.__internal__.tracking.AutoTrackable()
-        root.variables, root.trainable_variables = self.encoder.variables, self.encoder.trainable_variables
+        root = tf.train.Checkpoint()
+        root.variables = self.encoder.variables
+        root.trainable_variables = self.encoder.trainable_variables
         root.regularization_losses = []
         root.all_variables = self.model.variables
 
@@ -102,6 +105,7 @@ class Servable:
 
 
 def _is_ragged(inputs: dict) -> bool:
+    """Returns whether the encoder's inputs are yet to be padded."""
     return isinstance(inputs.get("input_word_ids"), tf.RaggedTensor)
 
 

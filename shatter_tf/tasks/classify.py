@@ -26,7 +26,7 @@ from shatter_tf.tasks.base import (
     row_weights,
     rows_of_logs,
 )
-from shatter_tf.tasks.signature import strings, text_encoder
+from shatter_tf.tasks.signature import encode_texts, strings
 from shatter_tf.tasks.step import without_autograph
 
 _DROPOUT_RATE = 0.1  # of the head: BERT's, and Model Garden's
@@ -225,7 +225,7 @@ class ClassifyTask(BaseTask, sentence_prediction.SentencePredictionTask):
         of_texts = dataclasses.replace(
             signatures["token_ids"],
             takes=strings(*config.texts),
-            encode=text_encoder(tokenizer, config.train_data.seq_length),
+            encode=encode_texts(tokenizer, config.train_data.seq_length),
         )
         return {"serving_default": of_texts, **signatures}
 

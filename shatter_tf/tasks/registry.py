@@ -1,21 +1,21 @@
 """The experiments by name: each is a task with a trainer's defaults.
 
 An experiment is added by a line in EXPERIMENTS or, from outside this package, by `register`; docs/extending.md has the
-steps. Packages that register something are found by their entry points in the group PLUGINS.
+steps. Other packages are found by plugins.py.
 
 Settings left at None or 0 here are derived from others when a run starts; see training/settings.py.
 """
 
 import dataclasses
 import functools
-import importlib.metadata
 
 import tensorflow as tf
 from official.core import config_definitions as cfg
 from official.core import exp_factory, task_factory
 from official.modeling import optimization
 
-from shatter_tf.errors import UserError, argument, first_line, nearest
+from shatter_tf import plugins
+from shatter_tf.errors import UserError, argument, nearest
 from shatter_tf.tasks.answer import QuestionAnsweringConfig
 from shatter_tf.tasks.base import TaskAnswers
 from shatter_tf.tasks.classify import ClassifyConfig
@@ -25,9 +25,6 @@ from shatter_tf.tasks.tag import TagConfig
 
 # Patterns in the names of variables that weight decay leaves alone: norms, biases, and what belongs to the partition.
 NO_WEIGHT_DECAY = ["layer_norm", "LayerNorm", "bias"]
-
-# Entry points of other packages: modules that register families of encoders and experiments.
-PLUGINS = "shatter_tf.plugins"
 
 # Configs of tasks; Model Garden's task_factory binds each to its task.
 EXPERIMENTS: dict[str, type[TaskAnswers]] = {}
@@ -113,18 +110,9 @@ def metric_names(config: cfg.TaskConfig) -> list[str]:
         return ["loss", *(metric.name for metric in task.build_metrics(training=False)), *task.aggregated_metrics]
 
 
-def load_plugins() -> None:
-    """Imports what other packages register; raises UserError for one that cannot be imported."""
-    for plugin in importlib.metadata.entry_points(group=PLUGINS):
-        try:
-            plugin.load()
-        except Exception as error:  # whatever a module of somebody else raises
-            raise UserError(f"{plugin.value}, a plugin, cannot be loaded ({first_line(error)})") from error
-
-
 register("shatter/pretrain", PretrainConfig)
 register("shatter/classify", ClassifyConfig)
 register("shatter/regress", RegressConfig)
 register("shatter/tag", TagConfig)
 register("shatter/answer", QuestionAnsweringConfig)
-load_plugins()
+plugins.load()

@@ -49,7 +49,7 @@ def strings(*names: str) -> tuple[tf.TensorSpec, ...]:
     return tuple(tf.TensorSpec([None], tf.string, name) for name in names)
 
 
-def text_encoder(tokenizer: Tokenizer, seq_length: int) -> Callable[..., tuple[dict, None]]:
+def encode_texts(tokenizer: Tokenizer, seq_length: int) -> Callable[..., tuple[dict, None]]:
     """Returns the `encode` of functions of a text, or of a pair of texts, and nothing else."""
 
     def encode(text: tf.Tensor, pair: Optional[tf.Tensor] = None):
@@ -69,7 +69,7 @@ def token_ids(predict: Callable[[Tensors], Tensors], decode: Callable[[Tensors, 
 
 def embed(encoder, tokenizer: Tokenizer, seq_length: int) -> Signature:
     """Returns the function from `text` to `embedding`, float32 [B, D]: the mean of the last layer over tokens."""
-    return Signature(strings("text"), text_encoder(tokenizer, seq_length), lambda inputs: embedding(encoder, inputs))
+    return Signature(strings("text"), encode_texts(tokenizer, seq_length), lambda inputs: embedding(encoder, inputs))
 
 
 def embedding(encoder, inputs: Tensors, training: bool = False) -> Tensors:

@@ -7,34 +7,10 @@ from official.modeling import hyperparams
 
 from shatter_tf.encoders.base import Family
 
-POOLINGS = ("root", "mean")
-
 
 @dataclasses.dataclass
 class BptConfig(Family, hyperparams.Config):
     """Sizes and choices of a BP-Transformer encoder (Ye, Guo, Gan, Qiu, Zhang 2019, arXiv 1911.04070).
-
-    Attributes:
-      vocab_size: wordpieces in the vocabulary.
-      hidden_size: model width D.
-      num_layers: encoder blocks.
-      num_attention_heads: heads H; must divide `hidden_size`.
-      intermediate_size: width of the feed-forward layer.
-      hidden_activation: activation of the feed-forward layer: "relu" is the paper's; also "squared_relu" or "gelu".
-      type_vocab_size: kinds of segment (`input_type_ids`).
-      max_sequence_length: longest input in tokens; longer ones are refused where the length is static.
-      neighbors: nodes k that a token reads on either side at each level of the tree: more read more finely.
-      clip_level: levels above this one share their relation vectors, so that lengths not seen in training work.
-      pooling: what `pooled_output` is: "root", the paper's, the state of the span of all tokens, or "mean" of the
-        tokens' vectors.
-      many_documents: whether a span has two states, for the first and for the last of its documents. Rows of several
-        packed documents need it; rows of one give the same result without, with 2 nodes for each token in place of 3:
-        two thirds of the time. Documents stay apart in any case, but without it tokens miss spans that their document
-        does not begin.
-      dropout_rate: dropout of embeddings and sub-layer outputs.
-      attention_dropout_rate: dropout of the attention maps.
-      initializer_range: standard deviation of the embeddings' truncated normal initializer; the paper's Xavier
-        initializer is used for all other matrices.
 
     Example:
     >>> BptConfig(hidden_size=256, num_attention_heads=8).problems()
@@ -43,21 +19,25 @@ class BptConfig(Family, hyperparams.Config):
     ['neighbors=0 is not positive', 'hidden_size=256 is not divisible by num_attention_heads=7']
     """
 
-    vocab_size: int = 30522
-    hidden_size: int = 768
-    num_layers: int = 12
-    num_attention_heads: int = 12
-    intermediate_size: int = 3072
-    hidden_activation: str = "relu"
-    type_vocab_size: int = 2
-    max_sequence_length: int = 512
-    neighbors: int = 4
-    clip_level: int = 5
-    pooling: str = "root"
+    vocab_size: int = 30522  # wordpieces in the vocabulary
+    hidden_size: int = 768  # model width D
+    num_layers: int = 12  # encoder blocks
+    num_attention_heads: int = 12  # heads H; must divide hidden_size
+    intermediate_size: int = 3072  # width of the feed-forward layer
+    hidden_activation: str = "relu"  # of the feed-forward layer: the paper's, or "squared_relu", "gelu", …
+    type_vocab_size: int = 2  # kinds of segment (input_type_ids)
+    max_sequence_length: int = 512  # longest input in tokens; longer ones are refused where the length is static
+    neighbors: int = 4  # about how many nodes k of each level of the tree a token reads on either side
+    clip_level: int = 5  # levels from this one on share their relation vectors, so that any length can follow
+    pooling: str = "root"  # pooled_output: the state of the span of all tokens, or the "mean" of the tokens' vectors
+
+    # Whether rows may hold several documents. It costs a third to a half more, because a span has two states: for its
+    # first document and its last. Documents stay apart in any case; without it, all but a row's first miss some spans.
     many_documents: bool = True
-    dropout_rate: float = 0.1
-    attention_dropout_rate: float = 0.1
-    initializer_range: float = 0.02
+
+    dropout_rate: float = 0.1  # of embeddings and sub-layer outputs
+    attention_dropout_rate: float = 0.1  # of the attention maps
+    initializer_range: float = 0.02  # standard deviation of embeddings; all other matrices are Xavier's, as the paper's
 
     title = "BP-Transformer"
     sizes = (
@@ -74,18 +54,19 @@ class BptConfig(Family, hyperparams.Config):
     def problems(self) -> list[str]:
         """Returns one line for each value that no encoder can be built with."""
         found = super().problems()
-        heads = max(self.num_attention_heads, 1)
-        if self.hidden_size % heads:
-            found.append(f"hidden_size={self.hidden_size} is not divisible by num_attention_heads={heads}")
+        if self.num_attention_heads > 0 and self.hidden_size % self.num_attention_heads:
+            found.append(
+                f"hidden_size={self.hidden_size} is not divisible by num_attention_heads={self.num_attention_heads}"
+            )
         if self.clip_level < 0:
             found.append(f"clip_level={self.clip_level} is negative")
         return found
 
-    @property
-    def span_states(self) -> int:
-        """How many states a span has."""
-        return 2 if self.many_documents else 1
-
     def poolings(self) -> tuple[str, ...]:
         """Returns what `pooling` may be."""
-        return POOLINGS
+        return "root", "mean"
+
+    @property
+    def span_states(self) -> int:
+        """S: the states of a span."""
+        return 2 if self.many_documents else 1

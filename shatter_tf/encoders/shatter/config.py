@@ -37,8 +37,8 @@ class ShatterConfig(Family, hyperparams.Config):
       norm_first: whether the norm comes before (True) or after (False) each sub-layer.
       pooling: what `pooled_output` is: "mean" of the tokens' vectors, which needs no weights of its own, or
         "first_token", BERT's tanh projection of the first token, for a task that trains it.
-      query_block_size: attention over inputs longer than this processes that many positions at a time and recomputes each
-        block in the backward pass, so that memory grows with the length and no longer with its square.
+      query_block_size: attention over inputs longer than this processes that many positions at a time and recomputes
+        each block in the backward pass, so that memory grows with the length and no longer with its square.
       recompute_blocks: keep only what passes from block to block, and recompute the rest in the backward pass.
       dropout_rate: dropout of embeddings and sub-layer outputs.
       attention_dropout_rate: dropout of the one attention map.
