@@ -19,6 +19,9 @@ from shatter_tf.console import quieten_logging
 from shatter_tf.data.vocabulary import SPECIAL_TOKENS
 from shatter_tf.training.preemption import StopRequest
 
+# A plugin, which only its own test may find, and what made old runs.
+collect_ignore = ["toy", "data"]
+
 gc.freeze()  # half a million library objects, which every collection would scan
 quieten_logging()
 StopRequest.listen = lambda self: None  # signals stop test processes, and those they start, as usual

@@ -9,9 +9,11 @@ import tensorflow as tf
 import tf_keras
 from layer_checks import check_layer
 
+from shatter_tf.encoders.bert.config import BertConfig
 from shatter_tf.encoders.bpt.config import BptConfig
 from shatter_tf.encoders.bpt.encoder import BptBlock, BptEncoder, _attention
 from shatter_tf.encoders.bpt.graph import bands, numbers_of_states, relation_types
+from shatter_tf.encoders.shatter.config import ShatterConfig
 from shatter_tf.layers.dropout import row_keys
 
 B, L, H, K = 3, 13, 5, 7  # distinct primes: a transposed axis cannot pass
@@ -306,9 +308,6 @@ def test_impossible_configs_are_refused(choices, message):
 
 
 def test_is_sized_like_another_family():
-    from shatter_tf.encoders.bert.config import BertConfig
-    from shatter_tf.encoders.shatter.config import ShatterConfig
-
     shatter = BptConfig().size_like(ShatterConfig(num_parts=6, max_sequence_length=77), {})
     bert = BptConfig().size_like(BertConfig(num_attention_heads=6, max_position_embeddings=77), {})
     assert shatter["num_attention_heads"] == bert["num_attention_heads"] == 6

@@ -392,8 +392,8 @@ def test_steps_compile(run):
     ):
         batch = next(iter(task.build_inputs(data)))
         compiled = tf.function(step, jit_compile=True, autograph=False)(batch)
-    for name, value in task.validation_step(batch, model).items():
-        np.testing.assert_allclose(compiled[name], value, rtol=1e-4, atol=1e-5)
+    expected = task.validation_step(batch, model)
+    tf.nest.map_structure(lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-4, atol=1e-5), compiled, expected)
 
 
 def test_versions_follow_from_the_data(run):

@@ -103,7 +103,8 @@ def take_step(
     norm = tf.linalg.global_norm(gradients)
     most = getattr(optimizer, "gradient_clip_norm", 0.0)
     if most:
-        gradients = [gradient * (most / tf.maximum(norm, most)) for gradient in gradients]
+        factor = most / tf.maximum(norm, most)
+        gradients = [gradient * factor for gradient in gradients]
 
     finite = tf.math.is_finite(loss) & tf.math.is_finite(norm)
     _apply_if(finite, gradients, variables, optimizer)

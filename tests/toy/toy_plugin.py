@@ -26,7 +26,7 @@ from shatter_tf.layers.masks import same_document
 from shatter_tf.serving import answers
 from shatter_tf.tasks import registry as tasks
 from shatter_tf.tasks.base import BaseTask, Data, TaskAnswers, load_vocabulary, row_weights
-from shatter_tf.tasks.signature import Signature, strings, text_encoder
+from shatter_tf.tasks.signature import Signature, strings, encode_texts
 
 LONG = 5  # words
 
@@ -174,7 +174,7 @@ class CountTask(BaseTask):
 
     def signatures(self, model, tokenizer):
         signatures = super().signatures(model, tokenizer)
-        encode = text_encoder(tokenizer, self.task_config.train_data.seq_length)
+        encode = encode_texts(tokenizer, self.task_config.train_data.seq_length)
         count = Signature(strings("text"), encode, signatures["token_ids"].predict)
         return {"serving_default": count, **signatures}
 

@@ -31,8 +31,8 @@ class BptConfig(Family, hyperparams.Config):
     clip_level: int = 5  # levels from this one on share their relation vectors, so that any length can follow
     pooling: str = "root"  # pooled_output: the state of the span of all tokens, or the "mean" of the tokens' vectors
 
-    # Whether rows may hold several documents. It costs a third to a half more, because a span has two states: for its
-    # first document and its last. Documents stay apart in any case; without it, all but a row's first miss some spans.
+    # Whether rows may hold several documents. It costs a quarter to a half more time: spans have two states, for their
+    # first and their last document. Documents stay apart in any case; without it, all but a row's first miss spans.
     many_documents: bool = True
 
     dropout_rate: float = 0.1  # of embeddings and sub-layer outputs
