@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tf_keras
 
-from shatter_tf.measuring import grid as grids
+from shatter_tf.measuring import comparison
 from shatter_tf.serving.load import load_text_encoder
 from shatter_tf.training import run_dir
 
@@ -71,7 +71,7 @@ def test_an_old_grid_is_extended(old):
     grid = json.loads((old / "grid.yaml").read_text())
     (old / "grid.yaml").write_text(json.dumps({**grid, "seeds": [0, 1]}))
     command("compare", "--grid=grid.yaml", "--data_dir=corpus", "--output_dir=grid")
-    results = grids.read_results("grid")
+    results = comparison.read_results("grid")
     assert [(line["variant"], line["seed"]) for line in results] == [
         ("shatter", 0), ("bert", 0), ("shatter", 1), ("bert", 1),
     ]  # fmt: skip

@@ -262,7 +262,7 @@ def test_a_file_to_validate_on_wins_over_the_dataset_of_training(classify, tmp_p
     ).params.task
     assert (task.train_data.tfds_name, task.validation_data.tfds_name) == ("topics", "")
     assert (task.train_data.tfds_split, task.validation_data.tfds_split) == ("train", "")
-    with pytest.raises(UserError, match="task.train_data.input_path=.* and tfds_name=topics: only one is read"):
+    with pytest.raises(UserError, match="task.train_data.input_path=.*tfds_name=topics: only one is read"):
         settings.resolve("shatter/classify", params_override=f"{override},task.train_data.input_path={rows}")
 
 

@@ -26,7 +26,7 @@ from shatter_tf.layers.masks import same_document
 from shatter_tf.serving import answers
 from shatter_tf.tasks import registry as tasks
 from shatter_tf.tasks.base import BaseTask, Data, TaskAnswers, load_vocabulary, row_weights
-from shatter_tf.tasks.signature import Signature, strings, encode_texts
+from shatter_tf.tasks.signature import Signature, encode_texts, strings
 
 LONG = 5  # words
 
