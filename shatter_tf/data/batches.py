@@ -81,10 +81,10 @@ def share_of_batches(
     """
     if input_context is None:
         return rows, global_batch_size
-    pipelines, pipeline = input_context.num_input_pipelines, input_context.input_pipeline_id
+    pipelines = input_context.num_input_pipelines
     if pipelines > 1:
-        share = global_batch_size // pipelines
-        rows = rows.enumerate().filter(lambda i, row: i // share % pipelines == pipeline).map(lambda i, row: row)
+        shares = rows.batch(global_batch_size // pipelines)
+        rows = shares.shard(pipelines, input_context.input_pipeline_id).unbatch()
     return rows, input_context.get_per_replica_batch_size(global_batch_size)
 
 

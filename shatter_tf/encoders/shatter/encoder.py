@@ -17,7 +17,7 @@ from shatter_tf.encoders.base import Attention, PackedEncoder, as_config
 from shatter_tf.encoders.shatter.attention import ShatterAttention
 from shatter_tf.encoders.shatter.config import ShatterConfig
 from shatter_tf.encoders.shatter.equations import mask_and_partition, part_totals
-from shatter_tf.encoders.shatter.partition import position_partition, soft_partition
+from shatter_tf.encoders.shatter.partition import soft_partition
 from shatter_tf.layers.activations import feed_forward_activation
 from shatter_tf.layers.dropout import dropout, random_keys, site_keys
 from shatter_tf.layers.masks import query_positions
@@ -157,14 +157,14 @@ class ShatterEncoder(PackedEncoder):
         return soft_partition(self.config, r).numpy()
 
     def attention_to(self, inputs):
-        shown = ShatterEncoder(self.config.replace(return_attention_scores=True, output_range=None))
-        shown(inputs)  # creates its variables
-        if shown.pooler is not None:
-            shown.pooler.trainable = self.pooler.trainable  # Keras's order of weights depends on it
-        shown.set_weights(self.get_weights())
+        packs = inputs["input_mask"]
+        mask, partition = mask_and_partition(self.config, packs, tf.float32)
+        h = self.embed(inputs, None)
+        maps = []
+        for block in self.blocks:
+            h, attention = block(h, packs, (mask, partition))
+            maps.append(attention)
 
-        maps = [scores[:, 0] for scores in shown(inputs)["attention_scores"]]
         if self.config.normalizer == "part_row_sum":  # only shares of a row count then, and layers can be compared
             maps = [tf.math.divide_no_nan(a, tf.reduce_sum(a, -1, keepdims=True)) for a in maps]
-        partition = position_partition(self.config, inputs["input_word_ids"].shape[1])
         return Attention([a[0].numpy() for a in maps], [part_totals(a, partition)[0].numpy() for a in maps])
