@@ -112,7 +112,7 @@ def main() -> None:
         shutil.rmtree(directory / "best", ignore_errors=directory.name != "classify")
     for directory in (TARGET / "grid").glob("*/*/model"):  # results.jsonl says what came out
         shutil.rmtree(directory)
-    for name in TARGET.rglob(".lock"):
+    for name in [*TARGET.rglob(".lock"), *TARGET.rglob("inputs.json")]:  # the latter have absolute paths
         os.remove(name)
     shutil.make_archive(TARGET / "exported", "gztar", root_dir=TARGET, base_dir="exported")
     shutil.rmtree(TARGET / "exported")
