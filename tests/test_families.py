@@ -1,6 +1,8 @@
 """Every family in every experiment: steps with XLA and in bfloat16, exports in Python and in C++."""
 
 import json
+import pathlib
+import subprocess
 
 import numpy as np
 import pytest
@@ -11,9 +13,11 @@ from tiny import one_step
 
 from shatter_tf import export, predict
 from shatter_tf.encoders.registry import FAMILIES
+from shatter_tf.measuring.step import TrainingStep, synthetic_batch
 from shatter_tf.training import run_dir, settings
 from shatter_tf.training.session import Session
 
+ROOT = pathlib.Path(__file__).parents[1]
 NEW = [name for name in FAMILIES if name not in ("shatter", "bert")]  # those have tests of their own
 SQUAD = dict(context="the cat sat on a mat . the dog ran", qas=[])
 for _i in range(4):
@@ -79,6 +83,25 @@ def test_an_export_answers_in_c_as_in_python(tmp_path, pretrain, classify, capsy
             expected = list(answer["masks"][0].values())
         np.testing.assert_allclose(np.ravel(found["probabilities"][0]), expected, atol=2e-6)
         tf_keras.backend.clear_session()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", NEW)
+def test_the_compiler_of_tpus_takes_the_step(tmp_path, family):
+    python = ROOT / ".venv-tpu/bin/python"
+    if not python.exists():
+        pytest.skip("`make tpu-compiler` has not been run")
+    sizes = dict(hidden_size=16, num_layers=1, num_parts=2, intermediate_size=16, vocab_size=128)
+    override = ",".join(f"task.model.encoder.shatter.{name}={size}" for name, size in sizes.items())
+    override += f",task.model.encoder.type={family},task.train_data.seq_length=32,task.train_data.global_batch_size=2"
+    params = settings.resolve_without_data(params_override=f"{override},runtime.mixed_precision_dtype=bfloat16")
+    module = tmp_path / "step.hlo.pb"
+    module.write_bytes(TrainingStep(params, synthetic_batch(params)).hlo().SerializeToString())
+
+    script = ROOT / "shatter_tf/measuring/cross_compiler.py"
+    compiled = subprocess.run([python, script, module, "tpu:v4:2x2x1"], capture_output=True, text=True, timeout=580)
+    assert compiled.returncode == 0, compiled.stderr
+    assert json.loads(compiled.stdout)["cycles"] > 1000
 
 
 @pytest.mark.parametrize("family", NEW)
