@@ -91,6 +91,8 @@ def signals_itself(step: int, number: int) -> str:
 @pytest.fixture(autouse=True)
 def _fresh_state(monkeypatch):
     monkeypatch.setattr(errors, "_prefix", "")  # commands set it
+    # TensorFlow takes the collective operations of a test's strategy for those of an earlier test's.
+    tf.distribute.MirroredStrategy._collective_key_base += 100_000
     tf_keras.utils.set_random_seed(0)
     yield
     tf_keras.mixed_precision.set_global_policy("float32")
