@@ -4,7 +4,7 @@ VENV = .venv
 # A test process for each core, up to 4, which grow to 3 GB where there are two; one that is idle takes over tests.
 PYTEST = $(VENV)/bin/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal
 
-.PHONY: demo test test-slow test-all lint tpu-compiler gpu-compiler
+.PHONY: demo test test-slow test-all test-wheel lint tpu-compiler gpu-compiler
 
 demo: $(VENV)/installed
 	bash demo/demo.sh
@@ -19,14 +19,27 @@ test-slow: $(VENV)/installed
 test-all: lint
 	$(PYTEST)
 
+# The package as pip installs it, without this directory, in an environment with only what it needs.
+test-wheel: .venv-wheel/installed
+	rm -rf build .venv-wheel/dist
+	.venv-wheel/bin/python -m pip wheel --quiet --no-deps --wheel-dir .venv-wheel/dist .
+	.venv-wheel/bin/python -m pip install --quiet --no-deps --force-reinstall .venv-wheel/dist/*.whl
+	tests/wheel.sh .venv-wheel
+
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 
-$(VENV)/installed: setup.py constraints.txt
+$(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --upgrade "pip>=24"
 	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[test]"
+	touch $@
+
+.venv-wheel/installed: requirements-slim.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --upgrade "pip>=24"
+	$(@D)/bin/python -m pip install --quiet --no-deps --requirement requirements-slim.txt
 	touch $@
 
 # The compilers of TPUs and GPUs that are not there, for `shatter_tf.benchmark --target=tpu:…` and gpu:…. They have

@@ -1,25 +1,26 @@
 """Prints the demo's last line: its results, as JSON.  python demo/summary.py OUT SECONDS"""
 
-import collections
 import json
 import sys
 
 out, seconds = sys.argv[1:]
 
 
-def metric(run: str, name: str) -> float:
+def metric(run: str, *names: str) -> float:
     with open(f"{out}/{run}/metrics.json") as f:
-        return round(json.load(f)[name], 4)
+        value = json.load(f)
+    for name in names:
+        value = value[name]
+    return round(value, 4)
 
 
-with open(f"{out}/topics/dev.tsv", encoding="utf-8") as f:
-    topics = collections.Counter(line.rstrip("\n").split("\t")[1] for line in f)
 print(
     json.dumps(
         dict(
             masked_lm_accuracy=metric("pretrain", "masked_lm_accuracy"),
             classify_accuracy=metric("topics_model", "cls_accuracy"),
-            majority=round(max(topics.values()) / sum(topics.values()), 4),
+            tf_idf=metric("topics_model", "baseline", "tf_idf"),
+            majority=metric("topics_model", "baseline", "majority"),
             from_scratch_accuracy=metric("from_scratch", "cls_accuracy"),
             seconds=int(seconds),
         )

@@ -1,9 +1,9 @@
-"""Measures the cost of pretraining Shatter and another family of encoders at the same sizes, on a device or without it.
+"""Measures what pretraining costs, for Shatter and another family of encoders, on a device or without it.
 
-  python -m shatter_tf.benchmark --compare=bert --target=cpu --seq_length=128 --batch_size=8
-  python -m shatter_tf.benchmark --compare=bert --target=tpu:v4:2x2x1 --seq_length=512 --batch_size=8 --json=tpu.json
-  python -m shatter_tf.benchmark --target=tpu:v5e:2x2 --seq_length=128,512 --batch_size=8,16 --plot=tpu.png
-  python -m shatter_tf.benchmark --target=gpu:v100 --seq_length=512 --batch_size=8 --memory_gb=16
+  shatter benchmark --compare=bert --target=cpu --seq_length=128 --batch_size=8
+  shatter benchmark --compare=bert --target=tpu:v4:2x2x1 --seq_length=512 --batch_size=8 --json=tpu.json
+  shatter benchmark --target=tpu:v5e:2x2 --seq_length=128,512 --batch_size=8,16 --plot=tpu.png
+  shatter benchmark --target=gpu:v100 --seq_length=512 --batch_size=8 --memory_gb=16
 
 It builds the whole training step (encoder, masked-LM head, AdamW) of each with random weights and needs no corpus.
 Sizes are BERT-Base's unless CONFIG_FILE or --params_override say otherwise. Lengths and batch sizes may be lists,

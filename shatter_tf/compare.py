@@ -1,9 +1,9 @@
 """Compares settings: trains a grid of variants, learning rates and seeds, and plots the results.
 
-  python -m shatter_tf.compare --grid=research/ladder.yaml --data_dir=corpus --output_dir=runs/ladder
-  python -m shatter_tf.compare --grid=research/ladder.yaml --data_dir=corpus --output_dir=runs/ladder --time_steps=20
+  shatter compare --grid=research/ladder.yaml --data_dir=corpus --output_dir=runs/ladder
+  shatter compare --grid=research/ladder.yaml --data_dir=corpus --output_dir=runs/ladder --time_steps=20
 
-Every run is an ordinary `python -m shatter_tf.train`; the whole grid is checked before the first. Stop it at any time:
+Every run is an ordinary `shatter train`; the whole grid is checked before the first. Stop it at any time:
 the same command resumes where it was, in the middle of a run too. Start it several times, on one GPU each
 (CUDA_VISIBLE_DEVICES) or on machines that share a disk, and they share the runs. OUTPUT_DIR gets results.jsonl (a line
 for each finished run), report.md and figures, updated after every run, and each run's settings, log and checkpoints.

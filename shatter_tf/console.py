@@ -6,6 +6,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 from shatter_tf.cluster import is_chief
 from shatter_tf.errors import UserError, first_line, name_flags
@@ -23,23 +24,41 @@ _LIBRARY = f"libtensorflow_framework{'.2.dylib' if sys.platform == 'darwin' else
 _ERROR = 2
 
 
+# What pip calls a library that only some commands need.
+_EXTRAS = {"apache_beam": "beam", "pyarrow": "parquet", "onnx": "onnx", "onnxruntime": "onnx", "tf2onnx": "onnx"}
+
+
 def new_parser(command: str, description: str) -> argparse.ArgumentParser:
-    """Returns a parser for `python -m shatter_tf.COMMAND`, whose help keeps the lines of `description`."""
+    """Returns a parser for a command, whose help keeps the lines of `description`.
+
+    Its usage names the program as it was started: `shatter COMMAND` or `python -m shatter_tf.COMMAND`.
+
+    Example:
+    >>> new_parser("train", "Trains.").prog
+    'python -m shatter_tf.train'
+    """
     name_flags()
+    program = sys.argv[0]  # "shatter COMMAND", if `shatter` has started it
     return argparse.ArgumentParser(
-        prog=f"python -m shatter_tf.{command}",
+        prog=program if program.startswith("shatter ") else f"python -m shatter_tf.{command}",
         description=description,
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=40, width=120),
     )
 
 
 def run(command: Callable[[list[str]], None]) -> None:
-    """Runs `command(sys.argv[1:])`; a UserError becomes one line on stderr and exit code 2."""
+    """Runs `command(sys.argv[1:])`; a UserError, or a missing library, becomes one line on stderr and exit code 2."""
     configure_libraries()
     try:
         command(sys.argv[1:])
     except UserError as error:
         print(f"error: {first_line(error)}", file=sys.stderr)  # gin, inside Model Garden, adds lines of its own
+        sys.exit(2)
+    except ModuleNotFoundError as error:
+        library = (error.name or "").partition(".")[0]
+        if library in ("", "shatter_tf"):
+            raise  # a mistake of this package
+        print(f"error: {how_to_install(library)}", file=sys.stderr)
         sys.exit(2)
     except BrokenPipeError:
         # The reader of our output (`head`, say) has left; that is not an error.
@@ -47,6 +66,22 @@ def run(command: Callable[[list[str]], None]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def how_to_install(library: str) -> str:
+    """Returns a line that says that a library is missing, and how to get it.
+
+    Example:
+    >>> how_to_install("apache_beam").endswith("[beam]'`")
+    True
+    """
+    extra = f"[{_EXTRAS[library]}]" if library in _EXTRAS else ""
+    source = Path(__file__).parents[1]
+    package = source if (source / "pyproject.toml").exists() else "shatter_tf"
+    return (
+        f"{library} is not installed for {sys.executable}; activate the environment that has it "
+        f"(`source .venv/bin/activate`), or run `{sys.executable} -m pip install '{package}{extra}'`"
+    )
 
 
 def say(line: str, stream=None) -> None:

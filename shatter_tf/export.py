@@ -1,6 +1,6 @@
 """Exports a run as a SavedModel that takes raw strings, for TF Serving or any TensorFlow.
 
-  python -m shatter_tf.export --model_dir=runs/labels --export_dir=served/labels
+  shatter export --model_dir=runs/labels --export_dir=served/labels
 
 It writes EXPORT_DIR/<version>/ from the checkpoint whose evaluation was best (--checkpoint=latest: from the newest),
 checks that it answers as the trained model does, and describes its inputs and outputs in its README.md. Signatures
@@ -21,7 +21,7 @@ from shatter_tf.console import new_parser, quieten_logging, run, say
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser = new_parser("export", __doc__)
-    parser.add_argument("--model_dir", required=True, metavar="DIR", help="a run of shatter_tf.train")
+    parser.add_argument("--model_dir", required=True, metavar="DIR", help="a run of `shatter train`")
     parser.add_argument("--export_dir", required=True, metavar="DIR", help="gets a new version")
     parser.add_argument("--checkpoint", choices=("best", "latest"), default="best", help="[best]")
     parser.add_argument(

@@ -1,9 +1,9 @@
 """Predicts with an exported model: one JSON line for each text.
 
-  python -m shatter_tf.predict --model=served/labels 'A star is a ball of plasma held together by gravity.'
-  python -m shatter_tf.predict --model=served/labels < texts.txt
-  python -m shatter_tf.predict --model=served/encoder --signature=fill_mask 'The cat sat on the [MASK].'
-  python -m shatter_tf.predict --model=served/labels --signature=embed < texts.txt
+  shatter predict --model=served/labels 'A star is a ball of plasma held together by gravity.'
+  shatter predict --model=served/labels < texts.txt
+  shatter predict --model=served/encoder --signature=fill_mask 'The cat sat on the [MASK].'
+  shatter predict --model=served/labels --signature=embed < texts.txt
 
 Texts are arguments, or lines of standard input; the two texts of a pair, or a question and its context, are separated
 by a tab. A model of single texts treats tabs as white space.
@@ -19,7 +19,7 @@ from shatter_tf.console import new_parser, quieten_logging, run
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser = new_parser("predict", __doc__)
-    parser.add_argument("--model", required=True, metavar="DIR", help="made by shatter_tf.export")
+    parser.add_argument("--model", required=True, metavar="DIR", help="made by `shatter export`")
     parser.add_argument("--signature", default="serving_default", metavar="NAME", help="[serving_default]")
     parser.add_argument(
         "--trust",

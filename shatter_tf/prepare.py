@@ -1,6 +1,6 @@
 """Turns text into a corpus: trains or takes a vocabulary, tokenizes on all cores, writes sharded TFRecords.
 
-  python -m shatter_tf.prepare --input='books/*.txt,news.txt.gz' --output_dir=corpus --vocab_size=8192
+  shatter prepare --input='books/*.txt,news.txt.gz' --output_dir=corpus --vocab_size=8192
 
 Input files hold one paragraph a line with blank lines between documents, or one document a line (--layout says which;
 "auto" looks for blank lines). Files whose names end in .gz are unpacked. OUTPUT_DIR gets train-*.tfrecord,
@@ -9,7 +9,7 @@ validation-*.tfrecord, vocab.txt and, at the end, when all the work is done, cor
 For more text than one machine can handle, an Apache Beam pipeline writes the same shards (for more than 3 GB, more of
 them); files and OUTPUT_DIR must then be where every worker sees them:
 
-  python -m shatter_tf.prepare --input='gs://b/text/*.gz' --output_dir=gs://b/corpus --vocab_file=vocab.txt \\
+  shatter prepare --input='gs://b/text/*.gz' --output_dir=gs://b/corpus --vocab_file=vocab.txt \\
       --runner=beam --beam_options='--runner=DataflowRunner --project=P --region=R --temp_location=gs://b/tmp'
 """
 

@@ -1,24 +1,40 @@
 """Pretrains or fine-tunes an encoder, and evaluates it.
 
-  python -m shatter_tf.train --experiment=shatter/pretrain --data_dir=corpus --model_dir=runs/pretrain \\
-      --config_file=configs/pretrain_mini.yaml
-  python -m shatter_tf.train --experiment=shatter/classify --data_dir=reviews --model_dir=runs/reviews \\
-      --init_checkpoint=runs/pretrain --params_override=trainer.train_steps=2000
+  shatter train --experiment=shatter/pretrain --data_dir=corpus --model_dir=runs/pretrain
+  shatter train --experiment=shatter/pretrain --data_dir=corpus --model_dir=runs/pretrain --budget=60m
+  shatter train --experiment=shatter/classify --data_dir=labels --model_dir=runs/classify \\
+      --init_checkpoint=runs/pretrain
 
-DATA_DIR is a corpus made by shatter_tf.prepare, or holds train and dev files: labelled texts to classify or regress
+DATA_DIR is a corpus made by `shatter prepare`, or holds train and dev files: labelled texts to classify or regress
 (.tsv, .csv or .jsonl), tagged words, with a blank line after each sentence (.tsv or .jsonl), or questions with their
 contexts, in SQuAD's format (.json).
-The same command resumes from the newest checkpoint in MODEL_DIR; on SIGTERM and Ctrl-C it saves one first (exit code
-75: try again). Watch with `tensorboard --logdir=MODEL_DIR`.
+What is not set follows from the data, the encoder and the device, and is printed. The same command resumes from the
+newest checkpoint in MODEL_DIR, with the settings it began with; on SIGTERM and Ctrl-C it saves one first (exit code 75:
+try again). Watch with `tensorboard --logdir=MODEL_DIR`.
 """
 
 import argparse
+import re
 import sys
 
 from shatter_tf.console import new_parser, quieten_logging, run
 from shatter_tf.training.preemption import StopRequest
 
 MODES = ("train_and_eval", "train", "eval")
+
+
+def seconds(duration: str) -> float:
+    """Returns a duration in seconds.
+
+    Example:
+    >>> seconds("90s"), seconds("60m"), seconds("1h30m")
+    (90.0, 3600.0, 5400.0)
+    """
+    match = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", duration)
+    if not match or not any(match.groups()):
+        raise argparse.ArgumentTypeError(f"{duration}: give hours, minutes and seconds, as in 1h30m")
+    hours, minutes, rest = (float(number or 0) for number in match.groups())
+    return 3600 * hours + 60 * minutes + rest
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
@@ -31,12 +47,19 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--model_dir", required=True, metavar="DIR", help="where the run lives")
     parser.add_argument("--mode", choices=MODES, default="train_and_eval", help="[train_and_eval]")
+    parser.add_argument("--config", metavar="NAME", help="a config that comes with the package; `shatter configs`")
     parser.add_argument("--config_file", metavar="F", help="YAML with settings that differ from the defaults")
     parser.add_argument("--data_dir", metavar="DIR", help="prepared corpus, or labelled text")
     parser.add_argument(
         "--init_checkpoint", metavar="DIR", help="model_dir to take vocabulary, encoder and weights from"
     )
-    parser.add_argument("--params_override", default="", metavar="k=v,…", help="settings that win over CONFIG_FILE")
+    parser.add_argument("--budget", metavar="60m", type=seconds, help="how long to train; sets the steps")
+    parser.add_argument("--train_steps", metavar="N", type=int)
+    parser.add_argument("--learning_rate", metavar="X", type=float, help="at its peak")
+    parser.add_argument("--batch_size", metavar="N", type=int, help="rows of a step, on all devices together")
+    parser.add_argument("--seq_length", metavar="N", type=int, help="tokens of a row")
+    parser.add_argument("--seed", metavar="N", type=int, help="of initial weights, order of rows, masks and dropout")
+    parser.add_argument("--params_override", default="", metavar="k=v,…", help="any settings; win over the config's")
     args = parser.parse_args(argv)
     args.model_dir = args.model_dir.rstrip("/")
     return args

@@ -1,7 +1,7 @@
 """Draws what a run has learned, and how: its parts, its attention, its curves and its mistakes.
 
-  python -m shatter_tf.visualize --model=runs/labels 'A star is a ball of plasma.' --output=star.png
-  python -m shatter_tf.visualize --model=runs/labels --output_dir=pictures
+  shatter visualize --model=runs/labels 'A star is a ball of plasma.' --output=star.png
+  shatter visualize --model=runs/labels --output_dir=pictures
 
 --output=FILE.png is one figure: the partition, and below it the attention. --output_dir=DIR gets
 
@@ -21,7 +21,7 @@ from shatter_tf.console import new_parser, quieten_logging, run
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser = new_parser("visualize", __doc__)
     parser.add_argument(
-        "--model", "--model_dir", dest="model", required=True, metavar="DIR", help="a run of shatter_tf.train"
+        "--model", "--model_dir", dest="model", required=True, metavar="DIR", help="a run of `shatter train`"
     )
     output = parser.add_mutually_exclusive_group(required=True)
     output.add_argument("--output", metavar="FILE.png", help="gets the partition and the attention")

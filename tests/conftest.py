@@ -172,12 +172,13 @@ def pretrain(write_corpus, random_documents):
     """Returns a function that resolves a tiny run of shatter/pretrain, with more overrides."""
     path = write_corpus(random_documents(shards=2, per_shard=30))
 
-    from tiny import tiny_override
+    from tiny import PLAIN, tiny_override
 
     from shatter_tf.training import settings
 
     def make(more=""):
-        override = ",".join(filter(None, [tiny_override(), "task.train_data.global_batch_size=4", more]))
+        data = "task.train_data.global_batch_size=4,task.train_data.mask_rate=0.15"
+        override = ",".join(filter(None, [PLAIN, tiny_override(), data, more]))
         return settings.resolve("shatter/pretrain", data_dir=path, params_override=override)
 
     return make
@@ -186,14 +187,14 @@ def pretrain(write_corpus, random_documents):
 @pytest.fixture
 def fine_tune(tmp_path, vocab_file):
     """Returns a function that resolves a tiny run of an experiment on rows of TSV files, without a checkpoint."""
-    from tiny import tiny_override
+    from tiny import PLAIN, tiny_override
 
     from shatter_tf.training import settings
 
     def make(experiment, train, dev=None, more=""):
         for split, rows in (("train", train), ("dev", dev or train)):
             (tmp_path / f"{split}.tsv").write_text("\n".join(rows))
-        override = [tiny_override(), "task.train_data.global_batch_size=4,task.train_data.seq_length=16", more]
+        override = [PLAIN, tiny_override(), "task.train_data.global_batch_size=4,task.train_data.seq_length=16", more]
         override.append(f"task.train_data.vocab_file={vocab_file}")
         return settings.resolve(experiment, data_dir=str(tmp_path), params_override=",".join(filter(None, override)))
 

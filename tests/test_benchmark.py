@@ -15,8 +15,8 @@ from shatter_tf.errors import UserError
 from shatter_tf.measuring import cost, cross_compiler
 from shatter_tf.measuring.cost import largest_batch
 from shatter_tf.measuring.hlo import matmul_flops
-from shatter_tf.measuring.step import TrainingStep, synthetic_batch
 from shatter_tf.training import settings
+from shatter_tf.training.timing import TrainingStep, synthetic_batch
 
 TPU_PYTHON, GPU_PYTHON = (
     os.path.join(os.path.dirname(os.path.dirname(__file__)), f".venv-{kind}", "bin", "python")

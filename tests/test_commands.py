@@ -283,18 +283,6 @@ def test_export_and_predict_refuse(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_help_is_fast(monkeypatch):
-    """It does not wait for large libraries to be imported."""
-    monkeypatch.setenv("PYTHONPROFILEIMPORTTIME", "1")  # imports are reported on stderr
-    for name in ("prepare", "train", "compare", "benchmark", "export", "predict", "visualize"):
-        out, err = succeed(name, "--help")
-        assert f"python -m shatter_tf.{name}" in out
-        assert len(out.splitlines()) < 40
-        imported = {line.split("|")[-1].strip() for line in err.splitlines()}
-        assert "argparse" in imported
-        assert imported.isdisjoint({"numpy", "tensorflow", "tf_keras", "official", "apache_beam", "matplotlib"})
-
-
 def test_a_missing_flag_is_one_line_of_usage():
     code, _, err = command("train")
     assert code == 2

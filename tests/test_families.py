@@ -13,9 +13,9 @@ from tiny import one_step
 
 from shatter_tf import export, predict
 from shatter_tf.encoders.registry import FAMILIES
-from shatter_tf.measuring.step import TrainingStep, synthetic_batch
 from shatter_tf.training import run_dir, settings
 from shatter_tf.training.session import Session
+from shatter_tf.training.timing import TrainingStep, synthetic_batch
 
 ROOT = pathlib.Path(__file__).parents[1]
 NEW = [name for name in FAMILIES if name not in ("shatter", "bert")]  # those have tests of their own

@@ -8,8 +8,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "shatter_tf"
 # A room imports only rooms before it; commands come last.
 ROOMS = (
-    *("errors", "plugins", "cluster", "console", "files", "checkpoints", "layers", "encoders", "data", "tasks"),
-    *("training", "serving", "measuring"),
+    *("errors", "plugins", "cluster", "console", "files", "config_files", "checkpoints"),
+    *("layers", "encoders", "data", "tasks", "training", "serving", "measuring"),
 )
 FAMILIES = {path.parent.name for path in PACKAGE.glob("encoders/*/__init__.py")}
 

@@ -22,11 +22,11 @@ from tiny import tiny_override
 
 from shatter_tf import checkpoints
 from shatter_tf.errors import UserError
-from shatter_tf.measuring.step import TrainingStep
 from shatter_tf.tasks.masked_lm import PretrainTask
 from shatter_tf.training import loop
 from shatter_tf.training import run_dir as model_dir
 from shatter_tf.training.session import Session
+from shatter_tf.training.timing import TrainingStep
 
 NO_XLA = "runtime.enable_xla=false"  # which takes longer to compile a toy than to train it
 STEPS = "trainer.train_steps=8,trainer.steps_per_loop=2,trainer.checkpoint_interval=2,trainer.validation_interval=4"

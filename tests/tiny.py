@@ -8,6 +8,12 @@ from official.core import task_factory
 # One layer, because most of the time of a test goes into tracing.
 TINY = dict(hidden_size=12, num_layers=1, num_parts=3, intermediate_size=10, max_sequence_length=32)
 
+# The same on every machine.
+PLAIN = (
+    "runtime.enable_xla=true,runtime.mixed_precision_dtype=float32,trainer.train_steps=1000,"
+    "trainer.optimizer_config.learning_rate.polynomial.initial_learning_rate=1e-3"
+)
+
 
 def tiny_override(**choices) -> str:
     sizes = {**TINY, "dropout_rate": 0.0, "attention_dropout_rate": 0.0, **choices}

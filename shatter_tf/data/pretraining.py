@@ -35,7 +35,7 @@ class PretrainDataConfig(cfg.DataConfig):
     """A prepared corpus as masked-LM batches.
 
     Attributes:
-      input_path: directory written by `python -m shatter_tf.prepare`.
+      input_path: directory written by `shatter prepare`.
       is_training: training rows, shuffled, endlessly; or validation rows, in order, once.
       seq_length: tokens in a row; 0 takes the corpus's own.
       mask_rate: share of a row's tokens to predict.

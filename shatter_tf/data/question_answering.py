@@ -84,6 +84,9 @@ class Squad:
     questions: list[Question]
     misplaced: list[str]
 
+    def __len__(self) -> int:
+        return len(self.questions)
+
     @property
     def some_unanswerable(self) -> bool:
         return not all(question.answers for question in self.questions)

@@ -32,8 +32,8 @@ from shatter_tf.errors import UserError, argument
 from shatter_tf.files import check_name, held, real_path, write_whole
 from shatter_tf.measuring import report
 from shatter_tf.measuring.grid import RESULTS_FILE, STEP_SECONDS_FILE, Grid, Job, read_grid
-from shatter_tf.measuring.step import TrainingStep, measure
 from shatter_tf.training import run_dir, settings
+from shatter_tf.training.timing import TrainingStep, measure
 
 # What asks a comparison to stop: schedulers, Ctrl-C, and a terminal that is closed.
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)

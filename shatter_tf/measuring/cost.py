@@ -17,6 +17,7 @@ from shatter_tf.errors import UserError, argument, nearest
 from shatter_tf.measuring import targets
 from shatter_tf.measuring.targets import Compiler, Machine
 from shatter_tf.training import settings
+from shatter_tf.training.device import AUTO
 
 _GIB = 2**30
 
@@ -117,7 +118,7 @@ def resolve(
         override = ",".join(filter(None, (args.params_override, sizes, f"task.model.encoder.type={name}")))
         params = settings.resolve_without_data(config_file=args.config_file, params_override=override)
         params.runtime.enable_xla = True  # the figures are XLA's
-        if params.runtime.mixed_precision_dtype is None:
+        if params.runtime.mixed_precision_dtype == AUTO:
             params.runtime.mixed_precision_dtype = precision
         models[name] = params
     return models

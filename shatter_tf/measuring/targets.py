@@ -19,8 +19,8 @@ from shatter_tf.errors import UserError, argument
 from shatter_tf.measuring import cross_compiler
 from shatter_tf.measuring.cross_compiler import GPUS
 from shatter_tf.measuring.hlo import matmul_flops
-from shatter_tf.measuring.step import TrainingStep, best_matmul_rate, measure, synthetic_batch
 from shatter_tf.measuring.xla_memory import dump_buffers, newest_buffers
+from shatter_tf.training.timing import TrainingStep, best_matmul_rate, measure, synthetic_batch
 
 # For each generation of TPU: floating-point operations per cycle of a core's matrix units (four of 128 x 128
 # multipliers), and cycles per second. Source: Google Cloud's system architecture pages, 275 and 197 TFLOP/s a chip.

@@ -54,7 +54,7 @@ def latest_version(model: str) -> str:
     for path in (model, *(f"{model}/{version}" for version in versions)):
         if tf.io.gfile.exists(f"{path}/saved_model.pb"):
             return path
-    raise UserError(f"{argument('model')}={model}: no SavedModel there; make one with `python -m shatter_tf.export`")
+    raise UserError(f"{argument('model')}={model}: no SavedModel there; make one with `shatter export`")
 
 
 def load(path: str, trust: bool):

@@ -1,4 +1,4 @@
-"""What `python -m shatter_tf.export` does: a SavedModel that is checked, described and then published."""
+"""What `shatter export` does: a SavedModel that is checked, described and then published."""
 
 import contextlib
 import os

@@ -28,7 +28,7 @@ from shatter_tf.errors import UserError, all_of, argument
 from shatter_tf.tasks.base import (
     BaseTask,
     Data,
-    TaskAnswers,
+    FineTuning,
     choose_tfds_splits,
     load_vocabulary,
     row_weights,
@@ -42,7 +42,7 @@ _NO_SPAN = -1e9  # the score where no span is allowed: JSON has no infinity
 
 
 @dataclasses.dataclass
-class QuestionAnsweringConfig(TaskAnswers, question_answering.QuestionAnsweringConfig):
+class QuestionAnsweringConfig(FineTuning, question_answering.QuestionAnsweringConfig):
     """Extractive question answering: the answer is a span of the context.
 
     Attributes:
@@ -53,7 +53,7 @@ class QuestionAnsweringConfig(TaskAnswers, question_answering.QuestionAnsweringC
     """
 
     main_metric = "f1"
-    used = (*TaskAnswers.used, "n_best_size", "max_answer_length", "null_score_diff_threshold")
+    used = (*FineTuning.used, "n_best_size", "max_answer_length", "null_score_diff_threshold")
 
     version_2_with_negative: bool = False
     model: question_answering.ModelConfig = dataclasses.field(
@@ -99,6 +99,9 @@ class QuestionAnsweringConfig(TaskAnswers, question_answering.QuestionAnsweringC
                 f"{train.path} have one; give both in the same version"
             )
         return config, opened
+
+    def too_few(self, data):
+        return []  # a question has one or more rows, and how many is not known yet
 
     def problems(self):
         positive = ("n_best_size", "max_answer_length")

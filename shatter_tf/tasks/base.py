@@ -7,6 +7,7 @@ with what it lacks: exact losses, strict restores, data that resumes, and what i
 import dataclasses
 import functools
 import os
+import shlex
 from typing import Any, ClassVar, Optional
 
 import numpy as np
@@ -16,10 +17,12 @@ from official.core import base_task
 from official.core import config_definitions as cfg
 
 from shatter_tf.checkpoints import restore_pretrained
+from shatter_tf.console import notice
 from shatter_tf.data.corpus.shards import VOCABULARY_FILE
 from shatter_tf.data.tokenizer import Tokenizer
 from shatter_tf.data.vocabulary import read_vocabulary
 from shatter_tf.errors import UserError, argument
+from shatter_tf.tasks import recipe
 from shatter_tf.tasks.signature import Signature, embed, token_ids
 from shatter_tf.tasks.step import Losses, LossScale, mean_loss, take_step, without_autograph
 
@@ -64,7 +67,7 @@ class TaskAnswers:
 
     Attributes:
       main_metric: what picks the best checkpoint, unless `trainer.best_checkpoint_eval_metric` is set.
-      learning_rate, train_steps: of the experiment's defaults.
+      learning_rate, train_steps: of the experiment's defaults; `recipe` replaces them where the data is known.
       texts: what the parts of an input are called.
       remote_hosts: whether machines without this package, TPU hosts, can read its data.
       used: Model Garden's settings that have an effect here; all others are refused when they are changed.
@@ -92,6 +95,24 @@ class TaskAnswers:
         """
         raise NotImplementedError
 
+    def rows(self, data: Data) -> tuple[int, int]:
+        """Returns how many rows a pass over the training data has, and over the validation data."""
+        return len(data.train), len(data.validation)
+
+    def recipe(self, data: Data) -> recipe.Recipe:
+        """Yields settings that suit the data and the encoder, by name; each holds unless it is set elsewhere."""
+        return recipe.fine_tuning(self, self.rows(data)[0])
+
+    def too_few(self, data: Data) -> list[str]:
+        """Returns a line if there are fewer rows than a batch has."""
+        rows = self.rows(data)[0]
+        batch_size = self.train_data.global_batch_size
+        return [f"{rows} training rows are fewer than global_batch_size={batch_size}"] if rows < batch_size else []
+
+    def config_for(self, data: Data, on_cpu: bool) -> Optional[str]:
+        """Returns the name of the config file that suits the data, where nobody names one or the encoder's size."""
+        return None
+
     def problems(self) -> list[str]:
         """Returns a line for every setting that would fail later."""
         return []
@@ -115,6 +136,28 @@ class TaskAnswers:
     def describe_limits(self, seq_length: int) -> str:
         """Returns what a served model does with long texts, for model cards."""
         return f"texts longer than {seq_length} wordpieces are cut"
+
+    def measure_baseline(
+        self, data: Data, most_rows: Optional[int] = None, before: Optional[dict] = None
+    ) -> Optional[dict]:
+        """Returns what simple models achieve on the data, as `baseline.measure` does; None if there are none."""
+        return None
+
+    def next_command(self, model_dir: str) -> str:
+        """Returns the command that is usually wanted after training in `model_dir`."""
+        return f"shatter export --model_dir={shlex.quote(model_dir)} --export_dir=served"
+
+
+@dataclasses.dataclass
+class FineTuning(TaskAnswers):
+    """A mixin for the config of a task that starts from a pretrained encoder.
+
+    Attributes:
+      restore_weights: False takes the vocabulary and the encoder's settings from `init_checkpoint`, but random weights,
+        which shows what the same fine-tuning reaches without pretraining.
+    """
+
+    restore_weights: bool = True
 
 
 def load_vocabulary(train: cfg.DataConfig, pretrained: Optional[Pretrained]) -> list[str]:
@@ -207,9 +250,14 @@ class BaseTask(base_task.Task):
         return dict(encoder=model.checkpoint_items["encoder"])
 
     def initialize(self, model):
-        """Restores what `init_checkpoint` has, if it is set."""
-        if self.task_config.init_checkpoint:
-            restore_pretrained(self.pretrained_parts(model), self.task_config.init_checkpoint, model)
+        """Restores what `init_checkpoint` has, if it is set and its weights are wanted."""
+        config = self.task_config
+        if not config.init_checkpoint:
+            return
+        if getattr(config, "restore_weights", True):
+            restore_pretrained(self.pretrained_parts(model), config.init_checkpoint, model)
+        else:
+            notice("starting from random weights, because task.restore_weights=false")
 
     # === Steps ===
 

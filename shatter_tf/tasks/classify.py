@@ -11,8 +11,10 @@ from official.core import config_definitions as cfg
 from official.core import task_factory
 from official.nlp.modeling import models
 from official.nlp.tasks import sentence_prediction
+from sklearn import metrics as sklearn_metrics
+from sklearn.dummy import DummyClassifier
+from sklearn.svm import LinearSVC
 
-from shatter_tf.console import notice
 from shatter_tf.data import labelled
 from shatter_tf.data.labelled import LabelledDataConfig, LabelledDataLoader
 from shatter_tf.encoders.registry import EncoderConfig, build_encoder_for_head
@@ -20,12 +22,13 @@ from shatter_tf.errors import UserError, all_of, collected, nearest
 from shatter_tf.tasks.base import (
     BaseTask,
     Data,
-    TaskAnswers,
+    FineTuning,
     choose_tfds_splits,
     load_vocabulary,
     row_weights,
     rows_of_logs,
 )
+from shatter_tf.tasks.baseline import measure
 from shatter_tf.tasks.signature import encode_texts, strings
 from shatter_tf.tasks.step import without_autograph
 
@@ -33,22 +36,22 @@ _DROPOUT_RATE = 0.1  # of the head: BERT's, and Model Garden's
 
 
 @dataclasses.dataclass
-class ClassifyConfig(TaskAnswers, sentence_prediction.SentencePredictionConfig):
+class ClassifyConfig(FineTuning, sentence_prediction.SentencePredictionConfig):
     """Classification of texts or pairs of texts.
 
     Attributes:
       metric_type: what is reported beside accuracy and selects the best checkpoint: accuracy (nothing else), f1
         (binary, with the second label as the positive class) or matthews_corrcoef.
       pairs: whether each input is two texts; follows from the data.
-      restore_weights: False takes the vocabulary and the encoder's settings from `init_checkpoint`, but random weights,
-        which shows what the same fine-tuning reaches without pretraining.
+      baseline: whether simple models learn the same rows at the end of training, to compare the run with; see
+        baseline.py.
     """
 
-    used = (*TaskAnswers.used, "metric_type")
+    used = (*FineTuning.used, "metric_type")
     metric_types = ("accuracy", "f1", "matthews_corrcoef")
 
     pairs: bool = False
-    restore_weights: bool = True
+    baseline: bool = True
     model: sentence_prediction.ModelConfig = dataclasses.field(
         default_factory=lambda: sentence_prediction.ModelConfig(encoder=EncoderConfig())
     )
@@ -86,7 +89,6 @@ class ClassifyConfig(TaskAnswers, sentence_prediction.SentencePredictionConfig):
             opened.problems.append(
                 f"{validation[0].where}: texts and pairs of texts cannot be mixed with {train[0].where}"
             )
-        opened.problems += too_few(config.train_data, train, "rows")
         config.read_labels(opened)
         return config, opened
 
@@ -123,6 +125,26 @@ class ClassifyConfig(TaskAnswers, sentence_prediction.SentencePredictionConfig):
         columns = [tf.constant([text]) for text in texts]
         return tokenizer.pad(tokenizer.encode(columns[0], columns[1] if self.pairs else None, length))
 
+    def measure_baseline(self, data, most_rows=None, before=None):
+        return measure(self, data, most_rows, before) if self.baseline else None
+
+    def simple_models(self) -> dict:
+        """Returns the models of the baseline, scikit-learn's, by the names of their figures."""
+        return dict(tf_idf=LinearSVC(random_state=0), majority=DummyClassifier(strategy="most_frequent"))
+
+    def targets(self, rows: list[labelled.Row]) -> np.ndarray:
+        """Returns what is learned of rows, [rows]."""
+        return labelled.label_ids(rows, self.train_data.labels)
+
+    def score(self, targets: np.ndarray, predictions: np.ndarray) -> float:
+        """Returns the main metric of predictions, [rows]."""
+        scores = dict(
+            accuracy=sklearn_metrics.accuracy_score,
+            f1=functools.partial(sklearn_metrics.f1_score, zero_division=0),
+            matthews_corrcoef=sklearn_metrics.matthews_corrcoef,
+        )
+        return scores[self.metric_type](targets, predictions)
+
 
 def label_names(train: cfg.DataConfig, where: str, labels: Iterable[str]) -> list[str]:
     """Returns the label names in the order of their ids: those of the settings, or else the sorted `labels`.
@@ -142,13 +164,6 @@ def label_names(train: cfg.DataConfig, where: str, labels: Iterable[str]) -> lis
     if len(names) < 2:
         raise UserError(f"{where}: every row has the label {names[0]!r}; there is nothing to learn")
     return names
-
-
-def too_few(train: cfg.DataConfig, rows: list, what: str) -> list[str]:
-    """Returns a line if the training data is smaller than a batch."""
-    if train.global_batch_size <= len(rows):
-        return []
-    return [f"{len(rows)} training {what} are fewer than global_batch_size={train.global_batch_size}"]
 
 
 @task_factory.register_task_cls(ClassifyConfig)
@@ -175,17 +190,18 @@ class ClassifyTask(BaseTask, sentence_prediction.SentencePredictionTask):
             use_encoder_pooler=config.use_encoder_pooler,
         )
 
-    def initialize(self, model):
-        if self.task_config.init_checkpoint and not self.task_config.restore_weights:
-            notice("starting from random weights, because task.restore_weights=false")
-        else:
-            super().initialize(model)
-
     def loss_sums(self, inputs, outputs):
         losses = tf_keras.losses.sparse_categorical_crossentropy(
             inputs["label_ids"], tf.cast(outputs, tf.float32), from_logits=True
         )
         return dict(loss=tf.reduce_sum(losses * row_weights(inputs)))
+
+    def build_metrics(self, training=None):
+        # Model Garden's; in the policy's own precision, several replicas cannot read the AUC's variables.
+        metrics = [tf_keras.metrics.SparseCategoricalAccuracy("cls_accuracy", dtype=tf.float32)]
+        if self.task_config.model.num_classes == 2:
+            metrics.append(tf_keras.metrics.AUC(name="auc", curve="PR", dtype=tf.float32))
+        return metrics
 
     def process_metrics(self, metrics, labels, model_outputs):
         for metric in metrics:
@@ -196,6 +212,7 @@ class ClassifyTask(BaseTask, sentence_prediction.SentencePredictionTask):
     def evaluation_logs(self, inputs, outputs):
         if self.metric_type == "matthews_corrcoef":
             outputs = tf.argmax(outputs, axis=1)[:, tf.newaxis]
+        outputs = tf.cast(outputs, tf.float32)  # several machines cannot gather bfloat16
         return dict(sentence_prediction=outputs, labels=inputs["label_ids"], row_weights=row_weights(inputs))
 
     def aggregate_logs(self, state=None, step_outputs=None):

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import os
+import shlex
 from typing import ClassVar
 
 import tensorflow as tf
@@ -18,6 +19,7 @@ from shatter_tf.data.tokenizer import Tokenizer
 from shatter_tf.encoders.registry import EncoderConfig, build_encoder
 from shatter_tf.errors import UserError, all_of, argument
 from shatter_tf.layers.pooling import mean_of_tokens
+from shatter_tf.tasks import recipe
 from shatter_tf.tasks.base import BaseTask, Data, TaskAnswers, refuse_tfds
 from shatter_tf.tasks.signature import Signature, strings
 from shatter_tf.tasks.step import without_autograph
@@ -71,6 +73,19 @@ class PretrainConfig(TaskAnswers, masked_lm.MaskedLMConfig):
             problems.append(f"{train.input_path}: its casing is not that of {argument('init_checkpoint')}")
         return config, Data(corpus, corpora[-1], corpus.vocabulary, corpus.lower_case, problems)
 
+    def rows(self, data):
+        tokens = (sum(shard.tokens for shard in shards) for shards in (data.train.train, data.validation.validation))
+        return tuple(-(-number // max(self.train_data.seq_length, 1)) for number in tokens)
+
+    def recipe(self, data):
+        return recipe.pretraining(self, self.rows(data)[0] * self.train_data.seq_length)
+
+    def too_few(self, data):
+        return []  # the shortest corpus fills a batch by being read several times
+
+    def config_for(self, data, on_cpu):
+        return recipe.pretraining_config(self.rows(data)[0] * self.train_data.seq_length, on_cpu)
+
     def problems(self):
         found = []
         if self.model.cls_heads:
@@ -85,6 +100,13 @@ class PretrainConfig(TaskAnswers, masked_lm.MaskedLMConfig):
 
     def compared_by(self, trainer):
         return "loss", -1  # finer than the accuracy
+
+    def next_command(self, model_dir):
+        beside = os.path.join(os.path.dirname(model_dir), "classify")
+        return (
+            f"shatter train --experiment=shatter/classify --data_dir=my_labels "
+            f"--init_checkpoint={shlex.quote(model_dir)} --model_dir={shlex.quote(beside)}"
+        )
 
     def sample_inputs(self, tokenizer, length):
         path = self.validation_data.input_path

@@ -8,6 +8,7 @@ Settings left at None or 0 here are derived from others when a run starts; see t
 
 import dataclasses
 import functools
+from typing import Literal, Optional, Union
 
 import tensorflow as tf
 from official.core import config_definitions as cfg
@@ -28,6 +29,14 @@ NO_WEIGHT_DECAY = ["layer_norm", "LayerNorm", "bias"]
 
 # Configs of tasks; Model Garden's task_factory binds each to its task.
 EXPERIMENTS: dict[str, type[TaskAnswers]] = {}
+
+
+@dataclasses.dataclass
+class RuntimeConfig(cfg.RuntimeConfig):
+    """Model Garden's runtime settings, of which two are chosen for the device unless they are set."""
+
+    enable_xla: Union[bool, Literal["auto"]] = "auto"
+    mixed_precision_dtype: Optional[str] = "auto"  # or float32, as None is, bfloat16, float16
 
 
 @dataclasses.dataclass
@@ -83,7 +92,7 @@ def _experiment(config_class: type[TaskAnswers]) -> cfg.ExperimentConfig:
     learning_rate = dict(initial_learning_rate=task.learning_rate, end_learning_rate=0.0)
     return cfg.ExperimentConfig(
         task=task,
-        runtime=cfg.RuntimeConfig(enable_xla=True),
+        runtime=RuntimeConfig(),
         trainer=TrainerConfig(
             train_steps=task.train_steps,
             steps_per_loop=0,

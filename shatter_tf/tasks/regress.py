@@ -6,6 +6,7 @@ import numpy as np
 import tensorflow as tf
 from official.core import task_factory
 from scipy import stats
+from sklearn.linear_model import Ridge
 
 from shatter_tf.data import labelled
 from shatter_tf.errors import collected
@@ -34,6 +35,26 @@ class RegressConfig(ClassifyConfig):
     def class_labels(self):
         return None
 
+    def simple_models(self):
+        return dict(tf_idf=Ridge())
+
+    def targets(self, rows):
+        return labelled.label_numbers(rows)
+
+    def score(self, targets, predictions):
+        return correlations(targets, predictions)[self.metric_type]
+
+
+def correlations(numbers: np.ndarray, predictions: np.ndarray) -> dict[str, float]:
+    """Returns Pearson's and Spearman's correlation of numbers with predictions, both [rows], and their mean."""
+    numbers, predictions = (np.asarray(values, np.float64).reshape(-1) for values in (numbers, predictions))
+    varied = np.ptp(predictions) > 0 and np.ptp(numbers) > 0  # nothing correlates with a constant
+    pearson, spearman = (
+        float(correlation(predictions, numbers)[0]) if varied else 0.0
+        for correlation in (stats.pearsonr, stats.spearmanr)
+    )
+    return dict(pearson=pearson, spearman=spearman, pearson_spearman_corr=(pearson + spearman) / 2)
+
 
 @task_factory.register_task_cls(RegressConfig)
 class RegressTask(ClassifyTask):
@@ -51,16 +72,7 @@ class RegressTask(ClassifyTask):
         return []  # Model Garden's only repeats the loss
 
     def reduce_aggregated_logs(self, aggregated_logs, global_step=None):
-        predictions, numbers = (
-            np.concatenate(aggregated_logs[key]).astype(np.float64).reshape(-1)
-            for key in ("sentence_prediction", "labels")
-        )
-        varied = np.ptp(predictions) > 0 and np.ptp(numbers) > 0  # nothing correlates with a constant
-        pearson, spearman = (
-            float(correlation(predictions, numbers)[0]) if varied else 0.0
-            for correlation in (stats.pearsonr, stats.spearmanr)
-        )
-        return dict(pearson=pearson, spearman=spearman, pearson_spearman_corr=(pearson + spearman) / 2)
+        return correlations(*(np.concatenate(aggregated_logs[key]) for key in ("labels", "sentence_prediction")))
 
     def predict(self, model, inputs):
         return dict(score=tf.cast(model(inputs, training=False), tf.float32)[:, 0])

@@ -24,17 +24,17 @@ from shatter_tf.data.tagging import (
 )
 from shatter_tf.encoders.registry import EncoderConfig, build_encoder_for_head
 from shatter_tf.errors import UserError, all_of, argument, collected
-from shatter_tf.tasks.base import BaseTask, Data, TaskAnswers, load_vocabulary, refuse_tfds, row_weights
-from shatter_tf.tasks.classify import label_names, too_few
+from shatter_tf.tasks.base import BaseTask, Data, FineTuning, load_vocabulary, refuse_tfds, row_weights
+from shatter_tf.tasks.classify import label_names
 from shatter_tf.tasks.signature import Signature, strings
 from shatter_tf.tasks.step import without_autograph
 
 
 @dataclasses.dataclass
-class TagConfig(TaskAnswers, tagging.TaggingConfig):
+class TagConfig(FineTuning, tagging.TaggingConfig):
     """A tag for each word. `class_names` are the tags, which follow from the data."""
 
-    used = (*TaskAnswers.used, "class_names")
+    used = (*FineTuning.used, "class_names")
 
     model: tagging.ModelConfig = dataclasses.field(default_factory=lambda: tagging.ModelConfig(encoder=EncoderConfig()))
     train_data: TaggingDataConfig = dataclasses.field(default_factory=lambda: TaggingDataConfig(is_training=True))
@@ -63,7 +63,6 @@ class TagConfig(TaskAnswers, tagging.TaggingConfig):
             lambda: load(config.validation_data, "dev"),
         )
         opened = Data(sentences, validation, vocabulary, train.lower_case)
-        opened.problems += too_few(train, sentences, "sentences")
 
         train.labels = train.labels or config.class_names or []
         tags = itertools.chain.from_iterable(sentence.tags for sentence in sentences)

@@ -18,6 +18,7 @@ from shatter_tf.errors import argument, first_line, nearest
 from shatter_tf.tasks.registry import metric_names
 from shatter_tf.tasks.step import OPTIMIZERS
 from shatter_tf.training import distribution
+from shatter_tf.training.device import AUTO
 
 # Model Garden's settings that have an effect here; what others say would be ignored. Tasks have their own `used`.
 _USED_BY_TRAINER = (
@@ -137,8 +138,8 @@ def _data_problems(task: cfg.TaskConfig, vocabulary_size: int) -> Iterator[str]:
 
 def _precision_problems(runtime: cfg.RuntimeConfig) -> Iterator[str]:
     precision = runtime.mixed_precision_dtype
-    if precision not in (None, "float32", "bfloat16", "float16"):
-        yield f"runtime.mixed_precision_dtype={precision}: use float32, bfloat16, float16"
+    if precision not in (AUTO, None, "float32", "bfloat16", "float16"):
+        yield f"runtime.mixed_precision_dtype={precision}: use {AUTO}, float32, bfloat16, float16"
     elif precision == "float16" and runtime.distribution_strategy == distribution.TPU:
         yield "runtime.mixed_precision_dtype=float16: TPUs have bfloat16; use that"
 

@@ -189,8 +189,8 @@ def build_strategy(runtime: cfg.RuntimeConfig) -> tf.distribute.Strategy:
     if name == ONE_DEVICE or (runtime.num_gpus <= 1 and name == MIRRORED):
         name = ONE_DEVICE
         runtime.num_gpus = min(runtime.num_gpus, 1)
-    # TensorFlow numbers the collective operations of each strategy from the same key on, and takes those of a second one
-    # in this process for the first's.
+    # TensorFlow numbers the collective operations of each strategy from the same key on, and takes those of a second
+    # one in this process for the first's.
     tf.distribute.MirroredStrategy._collective_key_base += 100_000
     try:
         return distribute_utils.get_distribution_strategy(

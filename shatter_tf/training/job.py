@@ -39,10 +39,14 @@ def run(experiment: str, model_dir: str, mode: str, stop: StopRequest, **given) 
         with run_dir.held_for_training(model_dir) if writes else contextlib.nullcontext():
             session = Session(resolved, model_dir, strategy)
             notice(session.describe())
+            if resolved.chosen:
+                notice(f"chosen: {'  '.join(f'{name}={value}' for name, value in resolved.chosen.items())}")
             if mode == "eval":
-                session.evaluate()
+                session.compare_with_baseline(session.evaluate())
                 return 0
             finished = session.train(evaluate=mode == "train_and_eval", stop=stop)
+            if finished:
+                session.conclude()
     except WorkerLost as error:
         say(f"another worker is gone; restart all, they resume from the last checkpoint ({error})")
         os._exit(os.EX_TEMPFAIL)  # without an orderly shutdown, which would wait for the one that is gone

@@ -48,6 +48,8 @@ class Loop:
         if evaluate and session.step and self._due(self._settings.validation_interval) and not session.evaluated:
             session.evaluate_in_training()
 
+        if session.step < total:
+            notice(f"{'compiling' if session.trainer.xla else 'building'} the first step")
         most_steps = 1  # how long steps take is not known yet
         while session.step < total:
             # The first step may take minutes to compile, and is soon repeated: it is not worth waiting for.

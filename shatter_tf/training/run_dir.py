@@ -4,7 +4,7 @@ experiment.json   the experiment's name, casing, the vocabulary's hash
 params.yaml       every setting, including the label names
 vocab.txt         the vocabulary
 ckpt-*, best/     checkpoints: the newest, and the one whose evaluation was best
-metrics.json      the metrics of the last evaluation
+metrics.json      the metrics of the last evaluation, and of simple models on the same rows
 history.jsonl     those of every evaluation in training, with the seconds of training before it
 train/, validation/   TensorBoard
 not_finite.npz    the batch at which training went wrong, if it did
@@ -18,7 +18,7 @@ import json
 import math
 import os
 from collections.abc import Iterator
-from typing import Optional
+from typing import Any, Optional
 
 import numpy as np
 import tensorflow as tf
@@ -40,13 +40,19 @@ METRICS_FILE, HISTORY_FILE, NOT_FINITE_FILE = "metrics.json", "history.jsonl", "
 
 @dataclasses.dataclass
 class Run:
-    """An experiment with every setting resolved, and the vocabulary its token ids belong to."""
+    """An experiment with every setting resolved, and the vocabulary its token ids belong to.
+
+    Attributes:
+      data: opened; a run that was read from its directory has none.
+      chosen: settings that nobody gave, to be told to the user, by short names.
+    """
 
     experiment: str
     params: cfg.ExperimentConfig
     vocabulary: list[str]
     lower_case: bool
-    data: Optional[Data] = None  # opened; a run that was read from its directory has none
+    data: Optional[Data] = None
+    chosen: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def labels(self) -> list[str]:
@@ -198,6 +204,14 @@ def read_metrics(model_dir: str) -> dict:
     """Returns the metrics of the last evaluation."""
     with tf.io.gfile.GFile(os.path.join(model_dir, METRICS_FILE)) as f:
         return json.load(f)
+
+
+def read_baseline(model_dir: str) -> Optional[dict]:
+    """Returns what `baseline.measure` returned for the last evaluation, if that is recorded."""
+    try:
+        return read_metrics(model_dir).get("baseline")
+    except (tf.errors.NotFoundError, ValueError):
+        return None
 
 
 def write_metrics(model_dir: str, metrics: dict) -> None:

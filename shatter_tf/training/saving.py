@@ -121,9 +121,8 @@ class Saver:
             with self.writing("the history"):
                 run_dir.write_history(self._model_dir, history)
 
-    def write_metrics(self, metrics: dict[str, float]) -> None:
-        """Replaces metrics.json, and adds to TensorBoard's files."""
-        self.summarize("validation", {key: value for key, value in metrics.items() if key != "parameters"})
+    def write_metrics(self, metrics: dict) -> None:
+        """Replaces metrics.json."""
         if self._chief:
             with self.writing("metrics"):
                 run_dir.write_metrics(self._model_dir, {"step": self._step, **metrics})

@@ -10,9 +10,11 @@ import tf_keras
 from official.core import task_factory
 
 from shatter_tf.checkpoints import checkpoint_step, count_parameters, has_part, latest_checkpoint
+from shatter_tf.cluster import is_chief
 from shatter_tf.console import notice
 from shatter_tf.errors import UserError, first_line, raise_all
-from shatter_tf.training import run_dir
+from shatter_tf.tasks import baseline
+from shatter_tf.training import device, run_dir, trial
 from shatter_tf.training.distribution import batch_problems, build_strategy, check_alike, with_others
 from shatter_tf.training.loop import Loop, format_duration, format_metrics, readable
 from shatter_tf.training.precision import set_precision
@@ -43,6 +45,8 @@ class Session:
         remote = (tf.distribute.MultiWorkerMirroredStrategy, tf.distribute.TPUStrategy)
         self._others = isinstance(strategy, remote) or self.params.task.train_data.enable_tf_data_service
         raise_all(batch_problems(self.params, strategy.num_replicas_in_sync))
+        if device.is_open(self.params.runtime):
+            device.apply(self.params.runtime, trial.fastest(run)[0])
 
         # Where it starts, which all processes must agree on.
         self.checkpoint = latest_checkpoint(model_dir)
@@ -64,6 +68,7 @@ class Session:
         self.history = run_dir.read_history(model_dir, last_step=self.step)
         # Of training, without evaluations and checkpoints; the time of a killed run after its last evaluation is lost.
         self.seconds = self.history[-1]["seconds"] if self.history else 0.0
+        self._baseline = run_dir.read_baseline(model_dir)
 
     def _build(self, start_step: int) -> None:
         task = task_factory.get_task(self.params.task, logging_dir=self.model_dir, data=self.run.data)
@@ -103,6 +108,11 @@ class Session:
         """The number of trainable numbers."""
         return count_parameters(self.trainer.model.trainable_variables)
 
+    @property
+    def precision(self) -> str:
+        """The dtype of products."""
+        return self.params.runtime.mixed_precision_dtype or "float32"
+
     def describe(self) -> str:
         """Returns what is about to run where, in one line."""
         strategy = self.trainer.strategy
@@ -112,7 +122,7 @@ class Session:
         return (
             f"{self.run.experiment} in {self.model_dir}: {self.parameters:,} parameters, batches of "
             f"{data.global_batch_size} x {data.seq_length} tokens on {replicas} "
-            f"replica{'s' * (replicas > 1)} ({kind}), {'XLA' if self.trainer.xla else 'no XLA'}, "
+            f"replica{'s' * (replicas > 1)} ({kind}), {device.Way(self.trainer.xla, self.precision)}, "
             + (f"from step {self.step}" if self.step else "from the start")
         )
 
@@ -142,8 +152,33 @@ class Session:
             f"step {self.step}/{self.params.trainer.train_steps}  validation: {format_metrics(metrics)}  "
             f"({format_duration(time.monotonic() - begin)})"
         )
+        self.saver.summarize("validation", metrics)
         self.saver.write_metrics({**metrics, "parameters": self.parameters})
         return metrics
+
+    def compare_with_baseline(self, metrics: dict[str, float]) -> None:
+        """Prints the run's `metrics` beside what simple models achieve on the same rows, and records these.
+
+        The chief does that, and no other process has a part in it.
+        """
+        if not is_chief():
+            return
+        task = self.params.task
+        steps = self.params.trainer.validation_steps
+        most_rows = steps * task.validation_data.global_batch_size if steps > 0 else None
+        self._baseline = task.measure_baseline(self.run.data, most_rows, self._baseline)
+        if self._baseline is None:
+            return
+        for line in baseline.describe(task.main_metric, metrics[task.main_metric], self._baseline):
+            notice(line)
+        self.saver.write_metrics({**metrics, "parameters": self.parameters, "baseline": self._baseline})
+
+    def conclude(self) -> None:
+        """Says how good a trained run is, if it was evaluated, and which command comes next."""
+        if self.evaluated:
+            times = ("step", "seconds")
+            self.compare_with_baseline({key: value for key, value in self.history[-1].items() if key not in times})
+        notice(f"next: {self.params.task.next_command(self.model_dir)}")
 
     @property
     def evaluated(self) -> bool:

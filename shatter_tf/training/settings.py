@@ -1,11 +1,15 @@
 """From flags, files and data to an experiment with every setting in place, checked before any graph is built.
 
-Later sources override earlier ones: the experiment's defaults; the encoder of --init_checkpoint; --config_file;
---params_override. What is still unset then follows from the data and from train_steps.
+Later sources override earlier ones: the experiment's defaults; the encoder of --init_checkpoint; --config or
+--config_file; --learning_rate and other flags for single settings, and --params_override. What is still unset is what
+the run in --model_dir began with; else it follows from the data, the encoder's size, the device and train_steps.
 """
 
 import collections.abc
+import contextlib
 import copy
+import difflib
+import functools
 import json
 import math
 import re
@@ -19,12 +23,13 @@ import yaml
 from official.core import config_definitions as cfg
 from official.modeling import hyperparams
 
+from shatter_tf.config_files import find_config
 from shatter_tf.console import warn
 from shatter_tf.encoders import registry as encoders
 from shatter_tf.errors import UserError, all_of, argument, collected, nearest, raise_all
-from shatter_tf.tasks.base import Pretrained
+from shatter_tf.tasks.base import Data, Pretrained
 from shatter_tf.tasks.registry import get_experiment
-from shatter_tf.training import checks, run_dir
+from shatter_tf.training import checks, device, distribution, run_dir, trial
 from shatter_tf.training.run_dir import Run
 
 # Settings that validation data takes over from training data unless they are set for it.
@@ -43,6 +48,17 @@ _SHARED_DATA_FIELDS = [
     "tfds_name",
     "tfds_data_dir",
 ]
+
+
+# The flags for single settings; where the learning rate is set depends on its schedule.
+FLAGS = {
+    "train_steps": "trainer.train_steps",
+    "batch_size": "task.train_data.global_batch_size",
+    "seq_length": "task.train_data.seq_length",
+    "seed": "task.train_data.seed",
+}
+# Whoever sets one of these says which encoder it is.
+_SIZES = {"hidden_size", "num_layers", "num_parts", "num_attention_heads", "intermediate_size"}
 
 
 class _YamlLoader(yaml.SafeLoader):
@@ -109,14 +125,58 @@ def _dig(settings: dict, *path: str) -> dict:
     return settings if isinstance(settings, dict) else {}
 
 
-def _key_problems(config: hyperparams.Config, settings: dict, path: str = "") -> Iterator[str]:
-    """Yields a line for every key that `config` does not have, and for every value of the wrong type."""
+def _leaves(settings: dict, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields the settings in nested dicts, with dotted names."""
+    for key, value in settings.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{path}{key}.")
+        else:
+            yield f"{path}{key}", value
+
+
+def _active(config: hyperparams.Config, path: str = "") -> Iterator[str]:
+    """Yields the dotted names of all settings, except for those of parts that are not chosen."""
+    for key, value in config.__dict__.items():
+        unchosen = isinstance(config, hyperparams.OneOfConfig) and key not in ("type", config.type)
+        if key.startswith("_") or unchosen:
+            continue
+        if isinstance(value, hyperparams.Config):
+            yield from _active(value, f"{path}{key}.")
+        else:
+            yield f"{path}{key}"
+
+
+def _suggestion(name: str, params: cfg.ExperimentConfig) -> str:
+    """Returns " (did you mean …?)" with the settings anywhere in `params` whose last names are nearest to `name`'s."""
+    last = name.rpartition(".")[-1]
+    if last in FLAGS or last == "learning_rate":
+        return f" (did you mean {full_name(params, last)}?)"
+    by_last: dict[str, list[str]] = {}
+    for known in _active(params):
+        by_last.setdefault(known.rpartition(".")[-1], []).append(known)
+    close = difflib.get_close_matches(last, by_last, n=2, cutoff=0.6)
+    found = sorted((known for match in close for known in by_last[match]), key=lambda known: -_likeness(name, known))
+    return f" (did you mean {', '.join(found[:3])}?)" if found else ""
+
+
+def _likeness(name: str, other: str) -> float:
+    return difflib.SequenceMatcher(None, name, other).ratio()
+
+
+def _key_problems(
+    config: hyperparams.Config, settings: dict, path: str = "", root: Optional[cfg.ExperimentConfig] = None
+) -> Iterator[str]:
+    """Yields a line for every key that `config` does not have, and for every value of the wrong type.
+
+    `root` is what `config`, at `path`, is a part of.
+    """
+    root = root or config
     hints = typing.get_type_hints(type(config))
     for key, value in settings.items():
         name = f"{path}{key}"
         if key not in config.__dict__:
             known = [k for k in config.__dict__ if not k.startswith("_")]
-            suggestion = nearest(str(key), known) or f" (there are {', '.join(known)})"
+            suggestion = nearest(str(key), known) or _suggestion(name, root) or f" (there are {', '.join(known)})"
             yield f"no setting {name}{suggestion}"
             continue
         current = config.__dict__[key]
@@ -126,7 +186,7 @@ def _key_problems(config: hyperparams.Config, settings: dict, path: str = "") ->
             current = kinds[0]() if kinds else None
         if isinstance(current, hyperparams.Config):
             if isinstance(value, dict):
-                yield from _key_problems(current, value, name + ".")
+                yield from _key_problems(current, value, name + ".", root)
             else:
                 yield f"{name} holds settings of its own ({', '.join(current.as_dict())})"
         elif isinstance(value, dict):
@@ -144,11 +204,14 @@ def _choices(config: hyperparams.OneOfConfig) -> list[Optional[str]]:
 
 
 _TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+_TYPE_NAMES[typing.Union[bool, typing.Literal["auto"]]] = "true, false or auto"
 
 
 def _fits(value, hint) -> bool:
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return any(_fits(value, part) for part in typing.get_args(hint))
+    if typing.get_origin(hint) is typing.Literal:
+        return value in typing.get_args(hint)
     if hint is float:
         return isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value)
     if hint is int:
@@ -171,25 +234,66 @@ def _make_floats(config: hyperparams.Config) -> None:
             setattr(config, key, float(value))
 
 
-def _override_all(params: cfg.ExperimentConfig, config_file: Optional[str], params_override: str) -> dict:
-    """Overrides `params` with the file and the flag; returns the settings of both, merged."""
-    of_file, of_flag = all_of(
+def _override_all(
+    params: cfg.ExperimentConfig, config_file: Optional[str], params_override: str, flags: dict[str, Any]
+) -> dict:
+    """Overrides `params` with the file and the flags; returns the settings of all, merged."""
+    of_file, of_override = all_of(
         lambda: with_current_names(read_config_file(config_file)) if config_file else {},
         lambda: with_current_names(parse_override(params_override)),
     )
-    sources = {f"{argument('config_file')}={config_file}": of_file, argument("params_override"): of_flag}
+    sources = {f"{argument('config_file')}={config_file}": of_file, argument("params_override"): of_override}
     raise_all(
         [f"{where}: {problem}" for where, settings in sources.items() for problem in _key_problems(params, settings)]
     )
 
     for settings in sources.values():
         params.override(copy.deepcopy(settings), is_strict=True)
+
+    # Flags for single settings, whose names depend on what was chosen.
+    of_flags = {}
+    for flag, value in flags.items():
+        name = full_name(params, flag)
+        if _look_up(of_override, name) not in (None, value):
+            raise UserError(f"{argument(flag)}={value}, and {argument('params_override')} has {name}: give one of them")
+        of_flags = merge(of_flags, _nested(name, value))
+    params.override(copy.deepcopy(of_flags), is_strict=True)
+
     _make_floats(params)
     for name in ("train_data", "validation_data"):
         path = getattr(params.task, name).input_path
         if not isinstance(path, str):
             raise UserError(f"task.{name}.input_path={path}: only one path is read")
-    return merge(*sources.values())
+    return merge(merge(of_file, of_override), of_flags)
+
+
+def full_name(params: cfg.ExperimentConfig, flag: str) -> str:
+    """Returns the dotted name of the setting that a flag stands for; a setting's own name as it is.
+
+    Raises:
+      UserError: for the learning rate of a schedule that has more than one, or none.
+    """
+    if flag != "learning_rate":
+        return FLAGS.get(flag, flag)
+    schedule = params.trainer.optimizer_config.learning_rate
+    where = f"trainer.optimizer_config.learning_rate.{schedule.type}"
+    for name in ("initial_learning_rate", "learning_rate"):
+        if hasattr(schedule.get(), name):
+            return f"{where}.{name}"
+    raise UserError(f"{argument('learning_rate')}: a {schedule.type} schedule has more than one; set those of {where}")
+
+
+def _nested(name: str, value: Any) -> dict:
+    """Returns {"a": {"b": value}} for the name a.b."""
+    for key in reversed(name.split(".")):
+        value = {key: value}
+    return value
+
+
+def _look_up(settings: dict, name: str) -> Any:
+    """Returns the setting of a dotted name in nested dicts, or None."""
+    *path, last = name.split(".")
+    return _dig(settings, *path).get(last)
 
 
 def with_current_names(settings: dict, path: tuple[str, ...] = ("task", "model", "encoder")) -> dict:
@@ -210,27 +314,42 @@ def with_current_names(settings: dict, path: tuple[str, ...] = ("task", "model",
 def resolve(
     experiment: str,
     *,
+    config: Optional[str] = None,
     config_file: Optional[str] = None,
     params_override: str = "",
     data_dir: Optional[str] = None,
     init_checkpoint: Optional[str] = None,
     model_dir: Optional[str] = None,
+    budget: Optional[float] = None,
+    **flags: Any,
 ) -> Run:
-    """Returns the run that the arguments, the flags of `shatter_tf.train`, describe, with its data opened.
+    """Returns the run that the arguments, the flags of `shatter train`, describe, with its data opened.
+
+    Args:
+      budget: the seconds that the run may take, which then decide train_steps.
+      **flags: `learning_rate`, and of FLAGS; None counts as not given.
 
     Raises:
       UserError: with everything in them, or in the files and devices they name, that would stop the run later; with
         only the names and types of settings where these are wrong.
     """
     get_experiment(experiment)
+    flags = {name: value for name, value in flags.items() if value is not None}
+    if config and config_file:
+        raise UserError(f"{argument('config')}={config} and {argument('config_file')}={config_file}: give one of them")
+    config_file = find_config(config) if config else config_file
     problems: list[str] = []
-    initial = None
+    initial = before = None
     if init_checkpoint:
         with collected(problems):
             initial = run_dir.read(init_checkpoint, "init_checkpoint")
+    if model_dir and run_dir.exists(model_dir):
+        with collected(problems):
+            before = run_dir.read(model_dir)
+            before = before if before.experiment == experiment else None
 
     # Settings: what was given, then what the data decides, then what follows.
-    params, given = combine(experiment, config_file, params_override, initial, init_checkpoint)
+    params, given = combine(experiment, config_file, params_override, initial, init_checkpoint, flags)
     if params.task.init_checkpoint != (init_checkpoint if initial else ""):
         problems.append(
             f"task.init_checkpoint={params.task.init_checkpoint}: give {argument('init_checkpoint')}, which is checked"
@@ -245,18 +364,83 @@ def resolve(
                 problems.append(
                     f"{argument('init_checkpoint')}={init_checkpoint}: its vocabulary is not the one of this run"
                 )
-    params = derive(params, given, len(data.vocabulary) if data else 0)
+    vocabulary = data.vocabulary if data else []
+    chosen: dict = {}
+    said: dict[str, Any] = {}
+    if data:
+        named = bool(config_file or initial)
+        chosen, said = _choose(params, given, data, before, len(vocabulary), named)
+        problems += params.task.too_few(data)
+    _choose_device(params.runtime, before)
+    resolved = derive(params, merge(chosen, given), len(vocabulary))
 
     # Checks.
-    problems += checks.problems(params, len(data.vocabulary) if data else 0)
-    vocabulary = data.vocabulary if data else []
-    run = Run(experiment, params, vocabulary, data.lower_case if data else True, data)
+    problems += checks.problems(resolved, len(vocabulary))
+    run = Run(experiment, resolved, vocabulary, data.lower_case if data else True, data, {} if before else said)
     if model_dir and data:
         with collected(problems):
             run_dir.check(model_dir, run)
     raise_all(problems)
-    _warn_of_idle_steps(params)
+
+    # How long it may take: only now is it known that a step can be tried.
+    if budget and not before:
+        way, seconds = trial.fastest(run)
+        device.apply(params.runtime, way)
+        params.trainer.train_steps = said["train_steps"] = trial.steps_within(budget, seconds, run)
+        run.params = derive(params, merge(chosen, given), len(vocabulary))
+    _warn_of_idle_steps(run.params)
     return run
+
+
+def _choose_device(runtime: cfg.RuntimeConfig, before: Optional[Run]) -> None:
+    """Computes as the run `before` did, or else in the way that is known to be fastest here, unless a way is set."""
+    for name in ("enable_xla", "mixed_precision_dtype") if before else ():
+        if getattr(runtime, name) == device.AUTO:
+            setattr(runtime, name, getattr(before.params.runtime, name))
+    device.choose(runtime)
+
+
+def _choose(
+    params: cfg.ExperimentConfig, given: dict, data: Data, before: Optional[Run], vocabulary_size: int, named: bool
+) -> tuple[dict, dict[str, Any]]:
+    """Sets what was not given: as in the run `before`, or else as suits the data.
+
+    Args:
+      named: whether a config, or a run to start from, says which encoder it is.
+
+    Returns:
+      These settings, nested; and what to tell a user of them, by short names.
+    """
+    chosen: dict = {}
+    said: dict[str, Any] = {}
+
+    def choose(name: str, value: Any) -> bool:
+        nonlocal chosen
+        if _look_up(merge(chosen, given), name) is not None:
+            return False
+        if before:
+            value = functools.reduce(getattr, name.split("."), before.params)
+        setting = _nested(name, value)
+        params.override(copy.deepcopy(setting), is_strict=True)
+        chosen = merge(chosen, setting)
+        return True
+
+    # The encoder's size, and what goes with it.
+    of_encoder = encoders.canonical(_dig(given, "task", "model", "encoder"))
+    is_sized = any(not _SIZES.isdisjoint(of_encoder.get(family, {})) for family in encoders.FAMILIES)
+    on_cpu = not tf.config.list_physical_devices("GPU") and params.runtime.distribution_strategy != distribution.TPU
+    config = None if named or is_sized else params.task.config_for(data, on_cpu)
+    if config:
+        said["config"] = config
+        for name, value in _leaves(read_config_file(find_config(config))):
+            choose(name, value)
+
+    _derive_encoder(params, merge(chosen, given), vocabulary_size)
+    for flag, value in params.task.recipe(data):
+        with contextlib.suppress(UserError):  # a schedule without one learning rate, which its user has set
+            if choose(full_name(params, flag), value):
+                said[flag.rpartition(".")[-1]] = value
+    return chosen, said
 
 
 def combine(
@@ -265,8 +449,9 @@ def combine(
     params_override: str,
     initial: Optional[Run] = None,
     init_checkpoint: Optional[str] = None,
+    flags: Optional[dict[str, Any]] = None,
 ) -> tuple[cfg.ExperimentConfig, dict]:
-    """Returns an experiment's settings with those of a pretraining run, a file and a flag, and what these two give.
+    """Returns an experiment's settings with those of a pretraining run, a file and flags, and what these two give.
 
     Raises:
       UserError: for settings that do not exist, or have the wrong type.
@@ -277,7 +462,7 @@ def combine(
         params.task.init_checkpoint = init_checkpoint
         if hasattr(params.task.train_data, "lower_case"):
             params.task.train_data.lower_case = initial.lower_case
-    given = _override_all(params, config_file, params_override)
+    given = _override_all(params, config_file, params_override, flags or {})
     _share_with_validation(params.task, given)
     return params, given
 

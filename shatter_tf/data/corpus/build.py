@@ -46,7 +46,7 @@ def build_corpus(
     runner: str,
     beam_options: str,
 ) -> Corpus:
-    """Makes a corpus and returns its description; `python -m shatter_tf.prepare --help` explains the arguments.
+    """Makes a corpus and returns its description; `shatter prepare --help` explains the arguments.
 
     Raises:
       UserError: for arguments, files and texts that will not do; `output_dir` then is as it was.

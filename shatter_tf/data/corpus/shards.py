@@ -66,7 +66,7 @@ class Corpus:
         """Returns the corpus in `directory`, checked against its vocabulary and files; raises UserError."""
         path = os.path.join(directory, CORPUS_FILE)
         if not tf.io.gfile.exists(path):
-            raise UserError(f"{path}: no such file; make a corpus with `python -m shatter_tf.prepare`")
+            raise UserError(f"{path}: no such file; make a corpus with `shatter prepare`")
         try:
             with tf.io.gfile.GFile(path) as f:
                 corpus = cls(**json.load(f))

@@ -1,0 +1,103 @@
+"""How to train well when nobody says how: settings that follow from the encoder's size and the amount of data.
+
+The rates pass through what was measured at widths 128 and 256 (docs/results.md) and end at what BERT's authors use at
+768 (Devlin et al. 2019, appendix A.3); between and beyond, these are power laws of our own.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+# Names of settings with their values. A name without a dot is that of a flag of `train`.
+Recipe = Iterator[tuple[str, Any]]
+
+_BATCH_SIZE = 32
+_PASSES = 3  # over the rows of a task, as in BERT
+# Few rows are passed over more often, up to as many times, so that training takes this many steps.
+_MOST_PASSES = 30
+_FEWEST_STEPS = 500
+
+# Tokens worth learning from in pretraining: a small corpus is passed over several times, but more than about four
+# passes teach little (Muennighoff et al. 2023, arXiv 2305.16264).
+_PRETRAINING_TOKENS = 100e6
+_MOST_PRETRAINING_PASSES = 5
+
+
+def fine_tuning_rate(hidden_size: int) -> float:
+    """Returns the peak learning rate of AdamW for fine-tuning an encoder of a width.
+
+    Example:
+    >>> [fine_tuning_rate(size) for size in (128, 256, 768)]
+    [0.003, 0.00062, 5e-05]
+    """
+    return _rounded(3e-3 * (128 / hidden_size) ** 2.285) if hidden_size > 128 else 3e-3
+
+
+def pretraining_rate(hidden_size: int) -> float:
+    """Returns the peak learning rate of AdamW for pretraining an encoder of a width.
+
+    Example:
+    >>> [pretraining_rate(size) for size in (128, 256, 512)]
+    [0.004, 0.002, 0.00071]
+    """
+    ratio = 256 / hidden_size
+    return _rounded(2e-3 * min(ratio, 2.0) if ratio > 1 else 2e-3 * ratio**1.5)
+
+
+def fine_tuning_steps(rows: int, batch_size: int) -> int:
+    """Returns the steps of a fine-tuning: three passes, or more where rows are few.
+
+    Example:
+    >>> [fine_tuning_steps(rows, batch_size=32) for rows in (100, 2_000, 8_118)]
+    [94, 500, 762]
+    """
+    enough = min(_FEWEST_STEPS, _MOST_PASSES * rows / batch_size)
+    return max(1, math.ceil(max(enough, _PASSES * rows / batch_size)))
+
+
+def fine_tuning(task, rows: int) -> Recipe:
+    """Yields what a task that is fine-tuned on `rows` rows should have, each once what came before it is set."""
+    yield "task.train_data.global_batch_size", min(_BATCH_SIZE, 2 ** int(math.log2(max(rows, 1))))
+    yield "trainer.train_steps", fine_tuning_steps(rows, max(task.train_data.global_batch_size, 1))
+
+    hidden_size = task.model.encoder.get().hidden_size
+    yield "learning_rate", fine_tuning_rate(hidden_size)
+    # Measured at width 128 only; from 256 on, BERT's.
+    yield "task.model.encoder.shatter.dropout_rate", 0.3 if hidden_size <= 128 else 0.1
+    yield "task.model.encoder.shatter.attention_dropout_rate", 0.1
+    if hasattr(task.model, "use_encoder_pooler"):
+        yield "task.model.use_encoder_pooler", True  # the mean over tokens: see docs/log.md
+
+
+def pretraining(task, tokens: int) -> Recipe:
+    """Yields what pretraining on a corpus of `tokens` tokens should have, each once what came before it is set."""
+    hidden_size = task.model.encoder.get().hidden_size
+    is_small = hidden_size <= 256
+    yield "learning_rate", pretraining_rate(hidden_size)
+    yield "task.train_data.mask_rate", 0.4 if is_small else 0.15
+    yield "task.validation_data.mask_rate", 0.15
+    yield "task.model.encoder.shatter.dropout_rate", 0.0
+    yield "task.model.encoder.shatter.attention_dropout_rate", 0.0
+
+    data = task.train_data
+    passes = min(max(_PRETRAINING_TOKENS / max(tokens, 1), 1), _MOST_PRETRAINING_PASSES)
+    tokens_of_step = max(data.global_batch_size * data.seq_length, 1)
+    yield "trainer.train_steps", max(1, math.ceil(passes * tokens / tokens_of_step))
+
+
+def pretraining_config(tokens: int, on_cpu: bool) -> str:
+    """Returns the name of the config whose encoder suits a corpus of `tokens` tokens.
+
+    Example:
+    >>> pretraining_config(1_000_000, on_cpu=True), pretraining_config(10**9, on_cpu=True)
+    ('pretrain_tiny', 'pretrain_mini')
+    """
+    if tokens < 5e6:
+        return "pretrain_tiny"
+    if tokens < 100e6 or on_cpu:
+        return "pretrain_mini"
+    return "pretrain_small" if tokens < 2e9 else "pretrain_base"
+
+
+def _rounded(rate: float) -> float:
+    return float(f"{rate:.2g}")
