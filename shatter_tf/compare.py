@@ -32,7 +32,7 @@ A variant may have its own learning_rates, seeds, data_dir, init_checkpoint, and
 
 import argparse
 
-from shatter_tf.console import new_parser, quieten_logging, run
+from shatter_tf.console import importing, new_parser, run
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
@@ -46,9 +46,9 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
 
 def main(argv: list[str]) -> None:
     args = parse_arguments(argv)
-    from shatter_tf.measuring import comparison
+    with importing():
+        from shatter_tf.measuring import comparison
 
-    quieten_logging()
     comparison.compare(args.grid, args.output_dir, args.data_dir, args.time_steps)
 
 

@@ -16,7 +16,7 @@ take strings [B] unless stated otherwise:
 
 import argparse
 
-from shatter_tf.console import new_parser, quieten_logging, run, say
+from shatter_tf.console import importing, new_parser, run, say
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
@@ -38,9 +38,9 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
 
 def main(argv: list[str]) -> None:
     args = parse_arguments(argv)
-    from shatter_tf.serving import saved_model
+    with importing():
+        from shatter_tf.serving import saved_model
 
-    quieten_logging()
     for line in saved_model.export(args.model_dir, args.export_dir, args.checkpoint, args.weights, args.litert):
         say(line)
 

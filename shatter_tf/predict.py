@@ -14,7 +14,7 @@ import json
 import os
 import sys
 
-from shatter_tf.console import new_parser, quieten_logging, run
+from shatter_tf.console import importing, new_parser, run
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
@@ -32,9 +32,9 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
 
 def main(argv: list[str]) -> None:
     args = parse_arguments(argv)
-    from shatter_tf.serving import predictor
+    with importing(without="tf_keras"):  # of which TensorFlow makes optimizers known
+        from shatter_tf.serving import predictor
 
-    quieten_logging()
     # Bytes, because not every text is UTF-8; the model reads invalid UTF-8 as U+FFFD.
     texts = map(os.fsencode, args.texts) if args.texts else (line.rstrip(b"\r\n") for line in sys.stdin.buffer)
     for answer in predictor.predict(args.model, texts, args.signature, args.trust):

@@ -17,7 +17,7 @@ import argparse
 import os
 import time
 
-from shatter_tf.console import new_parser, quieten_logging, run, say
+from shatter_tf.console import importing, new_parser, run, say
 from shatter_tf.errors import UserError
 
 
@@ -27,7 +27,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--output_dir", required=True, metavar="DIR", help="new or empty directory")
     vocabulary = parser.add_mutually_exclusive_group()
     vocabulary.add_argument("--vocab_file", metavar="F", help="a vocab.txt to use, one wordpiece a line")
-    vocabulary.add_argument("--vocab_size", type=int, default=30522, metavar="N", help="wordpieces to train [30522]")
+    vocabulary.add_argument("--vocab_size", type=int, metavar="N", help="wordpieces to train [what suits the text]")
     parser.add_argument("--cased", action="store_true", help="keep upper case and accents")
     held_out = parser.add_mutually_exclusive_group()
     held_out.add_argument("--validation_fraction", type=float, default=0.01, metavar="X", help="of documents [0.01]")
@@ -46,16 +46,16 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     if not 0 < args.validation_fraction < 1:
         raise UserError(f"--validation_fraction={args.validation_fraction}: must lie between 0 and 1")
     for name, least in (("vocab_size", 100), ("seq_length", 8), ("num_workers", 1)):
-        if getattr(args, name) < least:
+        if getattr(args, name) is not None and getattr(args, name) < least:
             raise UserError(f"--{name}={getattr(args, name)}: must be at least {least}")
     return args
 
 
 def main(argv: list[str]) -> None:
     args = parse_arguments(argv)
-    from shatter_tf.data.corpus.build import build_corpus
+    with importing():
+        from shatter_tf.data.corpus.build import build_corpus
 
-    quieten_logging()
     start = time.time()
     corpus = build_corpus(**vars(args))
     seconds = time.time() - start

@@ -17,7 +17,7 @@ import argparse
 import re
 import sys
 
-from shatter_tf.console import new_parser, quieten_logging, run
+from shatter_tf.console import importing, new_parser, run
 from shatter_tf.training.preemption import StopRequest
 
 MODES = ("train_and_eval", "train", "eval")
@@ -70,9 +70,9 @@ def main(argv: list[str]) -> None:
     stop = StopRequest()
     if args.mode != "eval":
         stop.listen()
-    from shatter_tf.training import job
+    with importing():
+        from shatter_tf.training import job
 
-    quieten_logging()
     code = job.run(stop=stop, **vars(args))
     if code:
         sys.exit(code)

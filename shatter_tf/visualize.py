@@ -15,7 +15,7 @@ with the weights whose evaluation was best, or else the newest. What a run canno
 
 import argparse
 
-from shatter_tf.console import new_parser, quieten_logging, run
+from shatter_tf.console import importing, new_parser, run
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
@@ -41,9 +41,9 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
 
 def main(argv: list[str]) -> None:
     args = parse_arguments(argv)
-    from shatter_tf.measuring import run_pictures
+    with importing():
+        from shatter_tf.measuring import run_pictures
 
-    quieten_logging()
     run_pictures.write(args.model, args.output, args.output_dir, args.text, args.layer)
 
 

@@ -1,15 +1,16 @@
 """Every file in configs/ parses strictly, and takes a train and an eval step when shrunk."""
 
 import dataclasses
-import json
 import pathlib
 import re
 
 import pytest
+import tensorflow_datasets as tfds
 import yaml
 from official.core import exp_factory
 from tiny import TINY, one_step
 
+from shatter_tf.config_files import find_config
 from shatter_tf.errors import UserError
 from shatter_tf.measuring import comparison
 from shatter_tf.measuring import grid as grids
@@ -29,10 +30,7 @@ SHRUNK = ",".join(
 
 def test_the_files_that_users_are_told_of_exist():
     names = {"pretrain_tiny", "pretrain_mini", "pretrain_small", "pretrain_base", "pretrain_long", "classify", "tag"}
-    tasks = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli")
-    names |= {"imdb", *(f"glue_{task}" for task in tasks)}
-    names |= {"squad_v1", "squad_v2"}
-    assert names <= {path.stem for path in CONFIGS}
+    assert names == {path.stem for path in CONFIGS}
 
 
 @pytest.fixture
@@ -45,31 +43,17 @@ def tfds_without_network():
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_config(path, write_corpus, random_documents, tmp_path, vocab_file, request):
+def test_config(path, write_corpus, random_documents, tmp_path, vocab_file):
     text = path.read_text()
     header = text.split("\ntask:")[0]
     (experiment,) = re.findall(r"--experiment=(\S+)", header)
-    assert f"configs/{path.name}" in header
-    assert all(word in header for word in ("Hardware:", "Time:", "Expect:"))
+    (name,) = re.findall(r"--config=(\S+)", header)
+    assert pathlib.Path(find_config(name)).name == path.name
+    assert "Measured:" in header or all(word in header for word in ("Hardware:", "Time:", "Expect:"))
 
-    shrunk = SHRUNK
     if experiment == "shatter/pretrain":
         data_dir = write_corpus(random_documents(shards=1, per_shard=30))
         more = ""
-    elif experiment == "shatter/answer":
-        data_dir = tmp_path
-        qas = [dict(id="1", question="where sat it?", answers=[dict(text="mat", answer_start=15)])]
-        if path.stem == "squad_v2":
-            qas.append(dict(id="2", question="who ran?", answers=[], is_impossible=True))
-        paragraph = dict(context="the cat sat on mat", qas=qas)
-        for split in ("train", "dev"):
-            (tmp_path / f"{split}.json").write_text(json.dumps(dict(data=[dict(paragraphs=[paragraph])])))
-        more = f",task.train_data.vocab_file={vocab_file},task.train_data.tfds_name=''"
-        shrunk += ",task.train_data.max_query_length=4,task.max_answer_length=5"
-    elif "tfds_name" in text:
-        request.getfixturevalue("tfds_without_network")
-        data_dir = None
-        more = f",task.train_data.vocab_file={vocab_file}"
     else:
         data_dir = tmp_path
         for split in ("train", "dev"):
@@ -78,17 +62,47 @@ def test_config(path, write_corpus, random_documents, tmp_path, vocab_file, requ
 
     def resolve(override):
         return settings.resolve(
-            experiment, config_file=str(path), data_dir=data_dir and str(data_dir), params_override=override.strip(",")
+            experiment, config_file=str(path), data_dir=str(data_dir), params_override=override.strip(",")
         ).params
 
-    one_step(resolve(shrunk + more))
+    one_step(resolve(SHRUNK + more))
     as_it_is = resolve(more)
     assert as_it_is.task.model.encoder.shatter.problems() == []
     in_file = yaml.safe_load(text)
-    if experiment != "shatter/pretrain":
-        del in_file["task"]["model"]  # wins over the checkpoint's settings, not over the defaults
+    del in_file["task"]["model"]  # says which encoder it is, or wins over the checkpoint's settings
     in_file["task"].pop("validation_data", None)  # differs from training's settings, not from the defaults
+    in_file.get("trainer", {}).pop("train_steps", None)  # else they follow from the data, whatever the default
     _assert_only_differences(in_file, exp_factory.get_exp_config(experiment).as_dict())
+
+
+def _public_data():
+    """Yields each page of a task with a line of its table of public data: the name, and what to override."""
+    for page in sorted((ROOT / "docs/tasks").glob("*.md")):
+        for name, override in re.findall(
+            r"^\| (\S[^|]*) \| `(task\.train_data\.tfds_name=[^`]+)`", page.read_text(), re.M
+        ):
+            yield pytest.param(page.stem, override, id=name)
+
+
+def test_the_pages_have_the_public_data():
+    names = {parameters.id for parameters in _public_data()}
+    glue = {"CoLA", "SST-2", "MRPC", "STS-B", "QQP", "MNLI", "QNLI", "RTE", "WNLI"}
+    assert names == glue | {"IMDB", "SQuAD 1.1", "SQuAD 2.0"}
+
+
+@pytest.mark.parametrize(("task", "override"), _public_data())
+def test_public_data(task, override, vocab_file):
+    """Random rows with the features that TensorFlow Datasets declares; answers need rows that make sense."""
+    experiment = f"shatter/{task}"
+    settings.combine(experiment, None, override)
+    if task == "answer":
+        return
+    small = re.sub(r",task\.train_data\.seq_length=\d+", "", override)
+    small += f",{SHRUNK},task.train_data.vocab_file={vocab_file}"
+    with tfds.testing.mock_data(num_examples=40, policy=tfds.testing.MockPolicy.USE_CODE):
+        run = settings.resolve(experiment, params_override=small)
+        one_step(run.params)
+    assert run.params.task.pairs == (re.search("sst2|cola|imdb", override) is None)
 
 
 @pytest.mark.parametrize("data", ["train_data", "validation_data"])

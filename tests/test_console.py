@@ -144,7 +144,7 @@ def test_configs_are_listed_and_printed():
     assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize("name", ["pretrain_base", "base", "squad_v1"])
+@pytest.mark.parametrize("name", ["pretrain_base", "base", "tag"])
 def test_configs_are_found(name):
     assert pathlib.Path(config_files.find_config(name)).stem.endswith(name)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from official.core import task_factory
-from tiny import one_step, real_rows, tiny_override
+from tiny import PLAIN, one_step, real_rows, tiny_override
 
 from shatter_tf.data.question_answering import (
     QuestionAnsweringDataConfig,
@@ -426,7 +426,7 @@ def test_data_must_be_named(words):
 
 
 def train(tmp_path, words, *more, mode="train_and_eval", steps):
-    override = f"{TINY},{DATA},task.train_data.vocab_file={words},trainer.train_steps={steps}"
+    override = f"{PLAIN},{TINY},{DATA},task.train_data.vocab_file={words},trainer.train_steps={steps}"
     override += ",trainer.optimizer_config.learning_rate.polynomial.initial_learning_rate=0.01"
     flags = dict(data_dir=tmp_path, model_dir=tmp_path / "run", mode=mode, params_override=",".join([override, *more]))
     arguments = [f"--{name}={value}" for name, value in flags.items()]

@@ -1,8 +1,5 @@
 """From flags and files to settings: what wins, what is derived, and what is refused."""
 
-import pathlib
-import re
-
 import pytest
 from tiny import tiny_override
 
@@ -332,20 +329,3 @@ def test_config_files_that_are_none(tmp_path, text):
     path.write_text(text)
     with pytest.raises(UserError, match="a.yaml: "):
         settings.read_config_file(str(path))
-
-
-README = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
-
-
-def test_the_readme_example_runs():
-    _, example = re.findall(r"```python\n(.*?)```", README, re.S)  # what is like the first is in test_tutorial.py
-    names = {}
-    exec(example, names)
-    assert names["outputs"]["sequence_output"].shape == (1, 5, 128)
-    assert names["outputs"]["pooled_output"].shape == (1, 128)
-
-
-def test_the_readme_names_files_that_exist():
-    root = pathlib.Path(__file__).parents[1]
-    for name in re.findall(r"configs/\w+\.yaml|docs/\w+\.md", README):
-        assert (root / name).exists(), name

@@ -220,7 +220,7 @@ FOUR = ["a\tD", "", "cat\tN", ""] * 2
     [
         (FOUR, ["a\tD", "", "", "cat\tX"], "", r"dev.tsv:4: the tag 'X' is not among the training tags \(D, N\)"),
         (["a\tD", ""] * 4, None, "", "train.tsv: every row has the label 'D'; there is nothing to learn"),
-        (["a\tD", "", "cat\tN"], None, "", "2 training sentences are fewer than global_batch_size=4"),
+        (["a\tD", "", "cat\tN"], None, "", "2 training rows are fewer than global_batch_size=4"),
         (FOUR, None, "task.model.head_dropout=1.0", r"head_dropout=1.0 is not in \[0, 1\)"),
         (FOUR, None, "task.class_names=[0, 1]", r"^labels=\[0, 1\]: 0 is not text; put quotes around it"),
         (FOUR, None, "task.class_names=[N, V]", r"train.tsv:1: the tag 'D' is not among the training tags \(N, V\)"),

@@ -19,6 +19,10 @@ _COVERAGE = 0.9995
 
 _CHUNK_CHARACTERS = 1 << 18  # normalized at a time
 
+# Wordpieces for texts of fewer bytes.
+_SIZES = ((20e6, 4096), (500e6, 8192), (2e9, 16384))
+_LARGEST = 30522
+
 PAD, UNKNOWN, CLS, SEP, MASK = SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
@@ -70,6 +74,18 @@ def is_ordinary(vocabulary: Sequence[str]) -> np.ndarray:
     [False, True]
     """
     return np.array([token not in SPECIAL_TOKENS for token in vocabulary])
+
+
+def suitable_size(size: int) -> int:
+    """Returns how many wordpieces suit a text of so many bytes, or characters.
+
+    4,096 and 8,192 are what was measured with, on 5 and 152 MB; the largest is BERT's.
+
+    Example:
+    >>> suitable_size(5_000_000), suitable_size(150_000_000)
+    (4096, 8192)
+    """
+    return next((pieces for most, pieces in _SIZES if size < most), _LARGEST)
 
 
 def train_vocabulary(documents: Iterable[str], size: int, lower_case: bool) -> list[str]:

@@ -24,7 +24,6 @@ import threading
 import time
 
 import yaml
-from official.core import config_definitions as cfg
 
 import shatter_tf
 from shatter_tf.console import say
@@ -33,6 +32,7 @@ from shatter_tf.files import check_name, held, real_path, write_whole
 from shatter_tf.measuring import report
 from shatter_tf.measuring.grid import RESULTS_FILE, STEP_SECONDS_FILE, Grid, Job, read_grid
 from shatter_tf.training import run_dir, settings
+from shatter_tf.training.run_dir import Run
 from shatter_tf.training.timing import TrainingStep, measure
 
 # What asks a comparison to stop: schedulers, Ctrl-C, and a terminal that is closed.
@@ -64,15 +64,15 @@ def compare(grid: str, output_dir: str, data_dir: str | None = None, time_steps:
     os.makedirs(output_dir, exist_ok=True)
     with held(output_dir, wait=True):
         check_results(read, output_dir)
-        params = {job.key: prepare_job(read, job, output_dir).params for job in read.jobs}
-    first = params[read.jobs[0].key]
+        runs = {job.key: prepare_job(read, job, output_dir) for job in read.jobs}
+    first = runs[read.jobs[0].key].params
     metric, sign = first.task.compared_by(first.trainer)
     read = dataclasses.replace(read, metric=metric, sign=sign)
 
     # Time or train.
     failures = []
     if time_steps:
-        _time_steps({job.variant: params[job.key] for job in reversed(read.jobs)}, time_steps, output_dir)
+        _time_steps({job.variant: runs[job.key] for job in reversed(read.jobs)}, time_steps, output_dir)
     else:
         failures = _train(read, output_dir)
 
@@ -86,12 +86,12 @@ def compare(grid: str, output_dir: str, data_dir: str | None = None, time_steps:
         raise UserError("; ".join(failures))
 
 
-def _time_steps(variants: dict[str, cfg.ExperimentConfig], rounds: int, output_dir: str) -> None:
+def _time_steps(variants: dict[str, Run], rounds: int, output_dir: str) -> None:
     """Writes the median time of a step of each variant, measured in turn."""
     steps = {}
-    for variant, params in variants.items():
+    for variant, run in variants.items():
         say(f"compiling {variant}", sys.stderr)
-        steps[variant] = TrainingStep(params)
+        steps[variant] = TrainingStep(run.params, data=run.data)
         steps[variant]()
 
     medians = {variant: statistics.median(seconds) for variant, seconds in measure(steps, rounds).items()}

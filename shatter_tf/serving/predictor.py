@@ -1,11 +1,15 @@
-"""What `python -m shatter_tf.predict` does. It imports no Model Garden, which would take longer than all the rest."""
+"""What `python -m shatter_tf.predict` does.
 
+It imports neither Model Garden nor Keras, which would take longer than all the rest.
+"""
+
+import importlib.metadata
 import itertools
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
-import tensorflow_text as _  # noqa: F401  registers the tokenizer's operations
 
 from shatter_tf import plugins
 from shatter_tf.errors import UserError, argument, first_line
@@ -13,6 +17,11 @@ from shatter_tf.serving.answers import readable
 from shatter_tf.serving.operations import refused_operations
 
 _BATCH_SIZE = 32
+
+# The tokenizer's operations; `import tensorflow_text` would load them, too, and Keras with them.
+_SITE = Path(importlib.metadata.distribution("tensorflow_text").locate_file(""))
+for _file in _SITE.glob("tensorflow_text/python/ops/*.so"):
+    tf.load_op_library(str(_file))
 
 
 def predict(

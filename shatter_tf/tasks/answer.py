@@ -7,9 +7,10 @@ import os
 import numpy as np
 import tensorflow as tf
 import tf_keras
+from official.core import config_definitions as cfg
 from official.core import task_factory
+from official.modeling import hyperparams
 from official.nlp.modeling import models
-from official.nlp.tasks import question_answering
 
 from shatter_tf.console import notice
 from shatter_tf.data.question_answering import (
@@ -30,9 +31,10 @@ from shatter_tf.tasks.base import (
     Data,
     FineTuning,
     choose_tfds_splits,
-    load_vocabulary,
+    known_vocabulary,
     row_weights,
     rows_of_logs,
+    vocabulary_of,
 )
 from shatter_tf.tasks.signature import Signature, strings
 from shatter_tf.tasks.step import without_autograph
@@ -42,7 +44,14 @@ _NO_SPAN = -1e9  # the score where no span is allowed: JSON has no infinity
 
 
 @dataclasses.dataclass
-class QuestionAnsweringConfig(FineTuning, question_answering.QuestionAnsweringConfig):
+class ModelConfig(hyperparams.Config):
+    """An encoder with Model Garden's head for spans."""
+
+    encoder: EncoderConfig = dataclasses.field(default_factory=EncoderConfig)
+
+
+@dataclasses.dataclass
+class QuestionAnsweringConfig(FineTuning, cfg.TaskConfig):
     """Extractive question answering: the answer is a span of the context.
 
     Attributes:
@@ -56,9 +65,10 @@ class QuestionAnsweringConfig(FineTuning, question_answering.QuestionAnsweringCo
     used = (*FineTuning.used, "n_best_size", "max_answer_length", "null_score_diff_threshold")
 
     version_2_with_negative: bool = False
-    model: question_answering.ModelConfig = dataclasses.field(
-        default_factory=lambda: question_answering.ModelConfig(encoder=EncoderConfig())
-    )
+    n_best_size: int = 20
+    max_answer_length: int = 30
+    null_score_diff_threshold: float = 0.0
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     train_data: QuestionAnsweringDataConfig = dataclasses.field(
         default_factory=lambda: QuestionAnsweringDataConfig(is_training=True)
     )
@@ -80,7 +90,7 @@ class QuestionAnsweringConfig(FineTuning, question_answering.QuestionAnsweringCo
             return load_squad(data)
 
         vocabulary, train, validation = all_of(
-            functools.partial(load_vocabulary, config.train_data, pretrained),
+            functools.partial(known_vocabulary, config.train_data, pretrained),
             lambda: load(config.train_data, "train.json"),
             lambda: load(config.validation_data, "dev.json"),
         )
@@ -91,7 +101,10 @@ class QuestionAnsweringConfig(FineTuning, question_answering.QuestionAnsweringCo
                     f"{squad.misplaced[0]!r}, do not stand at their answer_start; nothing is learned from them"
                 )
 
-        opened = Data(train, validation, vocabulary, config.train_data.lower_case)
+        lower_case = config.train_data.lower_case
+        questions = [question.text for question in train.questions]
+        vocabulary = vocabulary or vocabulary_of([*train.contexts, *questions], lower_case)
+        opened = Data(train, validation, vocabulary, lower_case)
         config.version_2_with_negative = train.some_unanswerable
         if validation.some_unanswerable and not config.version_2_with_negative:
             opened.problems.append(
@@ -125,7 +138,7 @@ class QuestionAnsweringConfig(FineTuning, question_answering.QuestionAnsweringCo
 
 
 @task_factory.register_task_cls(QuestionAnsweringConfig)
-class QuestionAnsweringTask(BaseTask, question_answering.QuestionAnsweringTask):
+class QuestionAnsweringTask(BaseTask):
     """Question answering with Model Garden's head; windows, spans and the exact loss are ours."""
 
     loader_class = QuestionAnsweringDataLoader
@@ -152,9 +165,15 @@ class QuestionAnsweringTask(BaseTask, question_answering.QuestionAnsweringTask):
         ]
         return dict(loss=tf.reduce_sum(tf.add_n(losses) / 2 * row_weights(inputs)))
 
+    def build_metrics(self, training=None):
+        names = ("start_position_accuracy", "end_position_accuracy") if training else ()
+        return [tf_keras.metrics.SparseCategoricalAccuracy(name) for name in names]
+
     def process_metrics(self, metrics, labels, model_outputs):
-        if metrics:  # in training
-            super().process_metrics(metrics, labels, model_outputs)
+        if not metrics:  # in evaluation
+            return
+        for metric, key, logits in zip(metrics, ("start_positions", "end_positions"), model_outputs, strict=True):
+            metric.update_state(labels[key], logits)
 
     def evaluation_logs(self, inputs, outputs):
         config = self.task_config

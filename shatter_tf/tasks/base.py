@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import os
 import shlex
+from collections.abc import Iterable
 from typing import Any, ClassVar, Optional
 
 import numpy as np
@@ -20,7 +21,7 @@ from shatter_tf.checkpoints import restore_pretrained
 from shatter_tf.console import notice
 from shatter_tf.data.corpus.shards import VOCABULARY_FILE
 from shatter_tf.data.tokenizer import Tokenizer
-from shatter_tf.data.vocabulary import read_vocabulary
+from shatter_tf.data.vocabulary import read_vocabulary, suitable_size, train_vocabulary
 from shatter_tf.errors import UserError, argument
 from shatter_tf.tasks import recipe
 from shatter_tf.tasks.signature import Signature, embed, token_ids
@@ -109,9 +110,9 @@ class TaskAnswers:
         batch_size = self.train_data.global_batch_size
         return [f"{rows} training rows are fewer than global_batch_size={batch_size}"] if rows < batch_size else []
 
-    def config_for(self, data: Data, on_cpu: bool) -> Optional[str]:
-        """Returns the name of the config file that suits the data, where nobody names one or the encoder's size."""
-        return None
+    def suitable_config(self, data: Data, on_cpu: bool) -> str:
+        """Returns the name of the config file whose encoder suits the data, where nobody says how large it is."""
+        return recipe.FROM_SCRATCH
 
     def problems(self) -> list[str]:
         """Returns a line for every setting that would fail later."""
@@ -155,27 +156,33 @@ class FineTuning(TaskAnswers):
     Attributes:
       restore_weights: False takes the vocabulary and the encoder's settings from `init_checkpoint`, but random weights,
         which shows what the same fine-tuning reaches without pretraining.
+      hub_module_url: Model Garden's, without effect; runs of all versions have it.
     """
 
     restore_weights: bool = True
+    hub_module_url: str = ""
 
 
-def load_vocabulary(train: cfg.DataConfig, pretrained: Optional[Pretrained]) -> list[str]:
-    """Returns the vocabulary for fine-tuning: the one in the settings, or that of the pretraining run.
+def known_vocabulary(train: cfg.DataConfig, pretrained: Optional[Pretrained]) -> Optional[list[str]]:
+    """Returns the vocabulary in the settings, or that of the pretraining run, or None.
 
-    Sets `train.vocab_file` where it is not set.
+    Sets `train.vocab_file` where a pretraining run has it.
 
     Raises:
-      UserError: when both are missing, or the file cannot be used.
+      UserError: when the file cannot be used.
     """
     if train.vocab_file:
         return read_vocabulary(train.vocab_file)
     if pretrained is None:
-        raise UserError(
-            f"no vocabulary: give {argument('init_checkpoint')}, or task.train_data.vocab_file to train from scratch"
-        )
+        return None
     train.vocab_file = os.path.join(pretrained.directory, VOCABULARY_FILE)
     return pretrained.vocabulary
+
+
+def vocabulary_of(texts: Iterable[str], lower_case: bool) -> list[str]:
+    """Returns a vocabulary trained on the texts of a task that starts from nothing, of a size that suits them."""
+    texts = list(texts)
+    return train_vocabulary(texts, suitable_size(sum(map(len, texts))), lower_case)
 
 
 def refuse_tfds(config: cfg.TaskConfig, instead: str) -> None:

@@ -11,8 +11,6 @@ from typing import Optional
 
 import numpy as np
 from scipy import sparse
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.feature_extraction.text import TfidfVectorizer
 
 from shatter_tf.data.labelled import Row
 from shatter_tf.tasks.base import Data
@@ -106,6 +104,8 @@ def _hash(settings: str, parts: list[list[Row]], goals: list[np.ndarray]) -> str
 
 def _features(train: list[Row], validation: list[Row]) -> tuple[sparse.csr_array, sparse.csr_array]:
     """Returns the features of training and of validation rows, [rows, features]."""
+    from sklearn.feature_extraction.text import TfidfVectorizer  # here, because it takes long, and training needs none
+
     vectorizer = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2))
     try:
         return _of_columns(vectorizer.fit_transform, train), _of_columns(vectorizer.transform, validation)
@@ -124,6 +124,8 @@ def _of_columns(vectorize, rows: list[Row]) -> sparse.csr_array:
 
 def _predict(model, inputs: tuple[sparse.csr_array, sparse.csr_array], targets: np.ndarray) -> np.ndarray:
     """Returns a model's predictions for the second inputs, [rows], after it has learned from the first."""
+    from sklearn.exceptions import ConvergenceWarning
+
     train, validation = inputs
     if np.ptp(targets) == 0:  # a classifier would refuse to learn
         return np.full(validation.shape[0], targets[0])

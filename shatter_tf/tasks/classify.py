@@ -9,11 +9,8 @@ import tensorflow as tf
 import tf_keras
 from official.core import config_definitions as cfg
 from official.core import task_factory
+from official.modeling import hyperparams
 from official.nlp.modeling import models
-from official.nlp.tasks import sentence_prediction
-from sklearn import metrics as sklearn_metrics
-from sklearn.dummy import DummyClassifier
-from sklearn.svm import LinearSVC
 
 from shatter_tf.data import labelled
 from shatter_tf.data.labelled import LabelledDataConfig, LabelledDataLoader
@@ -24,9 +21,10 @@ from shatter_tf.tasks.base import (
     Data,
     FineTuning,
     choose_tfds_splits,
-    load_vocabulary,
+    known_vocabulary,
     row_weights,
     rows_of_logs,
+    vocabulary_of,
 )
 from shatter_tf.tasks.baseline import measure
 from shatter_tf.tasks.signature import encode_texts, strings
@@ -36,12 +34,28 @@ _DROPOUT_RATE = 0.1  # of the head: BERT's, and Model Garden's
 
 
 @dataclasses.dataclass
-class ClassifyConfig(FineTuning, sentence_prediction.SentencePredictionConfig):
+class ModelConfig(hyperparams.Config):
+    """An encoder with Model Garden's classification head.
+
+    Attributes:
+      num_classes: of outputs; follows from the data.
+      use_encoder_pooler: whether the head reads the mean of the tokens, and not the first one.
+      encoder: its family and settings.
+    """
+
+    num_classes: int = 0
+    use_encoder_pooler: bool = False
+    encoder: EncoderConfig = dataclasses.field(default_factory=EncoderConfig)
+
+
+@dataclasses.dataclass
+class ClassifyConfig(FineTuning, cfg.TaskConfig):
     """Classification of texts or pairs of texts.
 
     Attributes:
       metric_type: what is reported beside accuracy and selects the best checkpoint: accuracy (nothing else), f1
         (binary, with the second label as the positive class) or matthews_corrcoef.
+      init_cls_pooler: Model Garden's, without effect; runs of all versions have it.
       pairs: whether each input is two texts; follows from the data.
       baseline: whether simple models learn the same rows at the end of training, to compare the run with; see
         baseline.py.
@@ -50,11 +64,11 @@ class ClassifyConfig(FineTuning, sentence_prediction.SentencePredictionConfig):
     used = (*FineTuning.used, "metric_type")
     metric_types = ("accuracy", "f1", "matthews_corrcoef")
 
+    metric_type: str = "accuracy"
+    init_cls_pooler: bool = False
     pairs: bool = False
     baseline: bool = True
-    model: sentence_prediction.ModelConfig = dataclasses.field(
-        default_factory=lambda: sentence_prediction.ModelConfig(encoder=EncoderConfig())
-    )
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     train_data: LabelledDataConfig = dataclasses.field(default_factory=lambda: LabelledDataConfig(is_training=True))
     validation_data: LabelledDataConfig = dataclasses.field(
         default_factory=lambda: LabelledDataConfig(is_training=False)
@@ -79,12 +93,14 @@ class ClassifyConfig(FineTuning, sentence_prediction.SentencePredictionConfig):
             return labelled.load_rows(data)
 
         vocabulary, train, validation = all_of(
-            functools.partial(load_vocabulary, config.train_data, pretrained),
+            functools.partial(known_vocabulary, config.train_data, pretrained),
             lambda: load(config.train_data, "train"),
             lambda: load(config.validation_data, "dev"),
         )
         config.pairs = len(train[0].texts) == 2
-        opened = Data(train, validation, vocabulary, config.train_data.lower_case)
+        lower_case = config.train_data.lower_case
+        vocabulary = vocabulary or vocabulary_of((text for row in train for text in row.texts), lower_case)
+        opened = Data(train, validation, vocabulary, lower_case)
         if len(validation[0].texts) != len(train[0].texts):
             opened.problems.append(
                 f"{validation[0].where}: texts and pairs of texts cannot be mixed with {train[0].where}"
@@ -130,6 +146,9 @@ class ClassifyConfig(FineTuning, sentence_prediction.SentencePredictionConfig):
 
     def simple_models(self) -> dict:
         """Returns the models of the baseline, scikit-learn's, by the names of their figures."""
+        from sklearn.dummy import DummyClassifier  # here, because it takes long, and training does not need it
+        from sklearn.svm import LinearSVC
+
         return dict(tf_idf=LinearSVC(random_state=0), majority=DummyClassifier(strategy="most_frequent"))
 
     def targets(self, rows: list[labelled.Row]) -> np.ndarray:
@@ -138,10 +157,12 @@ class ClassifyConfig(FineTuning, sentence_prediction.SentencePredictionConfig):
 
     def score(self, targets: np.ndarray, predictions: np.ndarray) -> float:
         """Returns the main metric of predictions, [rows]."""
+        from sklearn import metrics  # here, because it takes long, and training does not need it
+
         scores = dict(
-            accuracy=sklearn_metrics.accuracy_score,
-            f1=functools.partial(sklearn_metrics.f1_score, zero_division=0),
-            matthews_corrcoef=sklearn_metrics.matthews_corrcoef,
+            accuracy=metrics.accuracy_score,
+            f1=functools.partial(metrics.f1_score, zero_division=0),
+            matthews_corrcoef=metrics.matthews_corrcoef,
         )
         return scores[self.metric_type](targets, predictions)
 
@@ -167,16 +188,14 @@ def label_names(train: cfg.DataConfig, where: str, labels: Iterable[str]) -> lis
 
 
 @task_factory.register_task_cls(ClassifyConfig)
-class ClassifyTask(BaseTask, sentence_prediction.SentencePredictionTask):
+class ClassifyTask(BaseTask):
     """Classification with Model Garden's head, on the first token or, with `model.use_encoder_pooler`, on the mean."""
 
     loader_class = LabelledDataLoader
 
     def __init__(self, params, logging_dir=None, name=None, data=None):
         super().__init__(params, logging_dir, name, data)
-        self.metric_type = params.metric_type
-        self.label_field = "label_ids"  # Model Garden would take the data config's, which names a TFDS feature
-        self.aggregated_metrics = () if self.metric_type == "accuracy" else (self.metric_type,)
+        self.aggregated_metrics = () if params.metric_type == "accuracy" else (params.metric_type,)
 
     @without_autograph
     def build_model(self):
@@ -210,8 +229,6 @@ class ClassifyTask(BaseTask, sentence_prediction.SentencePredictionTask):
             metric.update_state(labels["label_ids"], predictions, sample_weight=row_weights(labels))
 
     def evaluation_logs(self, inputs, outputs):
-        if self.metric_type == "matthews_corrcoef":
-            outputs = tf.argmax(outputs, axis=1)[:, tf.newaxis]
         outputs = tf.cast(outputs, tf.float32)  # several machines cannot gather bfloat16
         return dict(sentence_prediction=outputs, labels=inputs["label_ids"], row_weights=row_weights(inputs))
 
@@ -222,6 +239,10 @@ class ClassifyTask(BaseTask, sentence_prediction.SentencePredictionTask):
         for name, values in rows_of_logs(step_outputs, *state).items():
             state[name].append(values)
         return state
+
+    def reduce_aggregated_logs(self, aggregated_logs, global_step=None):
+        labels, outputs = (np.concatenate(aggregated_logs[key]) for key in ("labels", "sentence_prediction"))
+        return {self.task_config.metric_type: self.task_config.score(labels, np.argmax(outputs, axis=1))}
 
     def predict(self, model, inputs):
         return dict(probabilities=tf.nn.softmax(tf.cast(model(inputs, training=False), tf.float32)))

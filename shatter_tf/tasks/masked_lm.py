@@ -8,10 +8,11 @@ from typing import ClassVar
 
 import tensorflow as tf
 import tf_keras
+from official.core import config_definitions as cfg
 from official.core import task_factory
 from official.modeling import tf_utils
 from official.nlp.configs import bert
-from official.nlp.tasks import masked_lm
+from official.nlp.modeling import models
 
 from shatter_tf.data.corpus.shards import Corpus
 from shatter_tf.data.pretraining import PretrainDataConfig, PretrainDataLoader
@@ -29,12 +30,13 @@ _CANDIDATES = 5  # for each [MASK]
 
 
 @dataclasses.dataclass
-class PretrainConfig(TaskAnswers, masked_lm.MaskedLMConfig):
+class PretrainConfig(TaskAnswers, cfg.TaskConfig):
     """Masked-LM pretraining, without next-sentence prediction.
 
     Attributes:
       sanity_steps: after this many steps the run warns unless the loss is below the entropy of single wordpieces; never
         if 0.
+      scale_loss: Model Garden's, without effect; runs of all versions have it.
     """
 
     main_metric = "masked_lm_accuracy"
@@ -43,6 +45,7 @@ class PretrainConfig(TaskAnswers, masked_lm.MaskedLMConfig):
     remote_hosts = True
 
     sanity_steps: int = 1000
+    scale_loss: bool = False
     model: bert.PretrainerConfig = dataclasses.field(
         default_factory=lambda: bert.PretrainerConfig(encoder=EncoderConfig(), cls_heads=[])
     )
@@ -83,7 +86,7 @@ class PretrainConfig(TaskAnswers, masked_lm.MaskedLMConfig):
     def too_few(self, data):
         return []  # the shortest corpus fills a batch by being read several times
 
-    def config_for(self, data, on_cpu):
+    def suitable_config(self, data, on_cpu):
         return recipe.pretraining_config(self.rows(data)[0] * self.train_data.seq_length, on_cpu)
 
     def problems(self):
@@ -120,17 +123,19 @@ class PretrainConfig(TaskAnswers, masked_lm.MaskedLMConfig):
 
 
 @task_factory.register_task_cls(PretrainConfig)
-class PretrainTask(BaseTask, masked_lm.MaskedLMTask):
+class PretrainTask(BaseTask):
     """Masked-LM pretraining of any family of encoders, on the same packed rows."""
 
     loader_class = PretrainDataLoader
 
-    def _build_encoder(self, encoder_cfg):
-        return build_encoder(encoder_cfg, use_pooler=bool(self.task_config.model.cls_heads))
-
     @without_autograph
-    def build_model(self, params=None):
-        model = super().build_model(params)
+    def build_model(self):
+        config = self.task_config.model
+        model = models.BertPretrainerV2(
+            encoder_network=build_encoder(config.encoder, use_pooler=False),
+            mlm_activation=tf_utils.get_activation(config.mlm_activation),
+            mlm_initializer=tf_keras.initializers.TruncatedNormal(stddev=config.mlm_initializer_range),
+        )
         model(model.inputs)  # builds the masked-LM head, so that a checkpoint can be compared with it
         return model
 
@@ -150,8 +155,11 @@ class PretrainTask(BaseTask, masked_lm.MaskedLMTask):
         return dict(loss=tf.reduce_sum(losses * inputs["masked_lm_weights"]))
 
     def build_metrics(self, training=None):
-        # Model Garden's, except for the loss: the trainer's own mean weights batches by their predictions.
-        return [metric for metric in super().build_metrics(training) if metric.name != "lm_example_loss"]
+        return [tf_keras.metrics.SparseCategoricalAccuracy("masked_lm_accuracy")]
+
+    def process_metrics(self, metrics, labels, model_outputs):
+        for metric in metrics:
+            metric.update_state(labels["masked_lm_ids"], model_outputs["mlm_logits"], labels["masked_lm_weights"])
 
     def learning_problem(self, loss):
         corpus = self.data.train if self.data else Corpus.read(self.task_config.train_data.input_path)

@@ -11,6 +11,9 @@ from typing import Any
 # Names of settings with their values. A name without a dot is that of a flag of `train`.
 Recipe = Iterator[tuple[str, Any]]
 
+# The config whose encoder is trained on a task alone, from random weights.
+FROM_SCRATCH = "pretrain_tiny"
+
 _BATCH_SIZE = 32
 _PASSES = 3  # over the rows of a task, as in BERT
 # Few rows are passed over more often, up to as many times, so that training takes this many steps.
@@ -49,10 +52,10 @@ def fine_tuning_steps(rows: int, batch_size: int) -> int:
 
     Example:
     >>> [fine_tuning_steps(rows, batch_size=32) for rows in (100, 2_000, 8_118)]
-    [94, 500, 762]
+    [100, 500, 780]
     """
     enough = min(_FEWEST_STEPS, _MOST_PASSES * rows / batch_size)
-    return max(1, math.ceil(max(enough, _PASSES * rows / batch_size)))
+    return 20 * math.ceil(max(enough, _PASSES * rows / batch_size) / 20)  # a round number: five evaluations, evenly
 
 
 def fine_tuning(task, rows: int) -> Recipe:
@@ -71,15 +74,16 @@ def fine_tuning(task, rows: int) -> Recipe:
 
 def pretraining(task, tokens: int) -> Recipe:
     """Yields what pretraining on a corpus of `tokens` tokens should have, each once what came before it is set."""
+    data = task.train_data
     hidden_size = task.model.encoder.get().hidden_size
-    is_small = hidden_size <= 256
+    # The first million tokens teach more in many steps than in few.
+    yield "task.train_data.global_batch_size", 8 if hidden_size <= 128 else _BATCH_SIZE
     yield "learning_rate", pretraining_rate(hidden_size)
-    yield "task.train_data.mask_rate", 0.4 if is_small else 0.15
+    yield "task.train_data.mask_rate", 0.4 if hidden_size <= 256 else 0.15
     yield "task.validation_data.mask_rate", 0.15
     yield "task.model.encoder.shatter.dropout_rate", 0.0
     yield "task.model.encoder.shatter.attention_dropout_rate", 0.0
 
-    data = task.train_data
     passes = min(max(_PRETRAINING_TOKENS / max(tokens, 1), 1), _MOST_PRETRAINING_PASSES)
     tokens_of_step = max(data.global_batch_size * data.seq_length, 1)
     yield "trainer.train_steps", max(1, math.ceil(passes * tokens / tokens_of_step))

@@ -5,8 +5,6 @@ import dataclasses
 import numpy as np
 import tensorflow as tf
 from official.core import task_factory
-from scipy import stats
-from sklearn.linear_model import Ridge
 
 from shatter_tf.data import labelled
 from shatter_tf.errors import collected
@@ -36,6 +34,8 @@ class RegressConfig(ClassifyConfig):
         return None
 
     def simple_models(self):
+        from sklearn.linear_model import Ridge  # here, because it takes long, and training does not need it
+
         return dict(tf_idf=Ridge())
 
     def targets(self, rows):
@@ -47,6 +47,8 @@ class RegressConfig(ClassifyConfig):
 
 def correlations(numbers: np.ndarray, predictions: np.ndarray) -> dict[str, float]:
     """Returns Pearson's and Spearman's correlation of numbers with predictions, both [rows], and their mean."""
+    from scipy import stats  # here, because it takes long, and other tasks do not need it
+
     numbers, predictions = (np.asarray(values, np.float64).reshape(-1) for values in (numbers, predictions))
     varied = np.ptp(predictions) > 0 and np.ptp(numbers) > 0  # nothing correlates with a constant
     pearson, spearman = (

@@ -3,14 +3,15 @@
 import dataclasses
 import functools
 import itertools
+from typing import Optional
 
 import numpy as np
 import tensorflow as tf
 import tf_keras
+from official.core import config_definitions as cfg
 from official.core import task_factory
+from official.modeling import hyperparams
 from official.nlp.modeling import models
-from official.nlp.tasks import tagging
-from sklearn import metrics as sklearn_metrics
 
 from shatter_tf.data import labelled
 from shatter_tf.data.tagging import (
@@ -24,19 +25,29 @@ from shatter_tf.data.tagging import (
 )
 from shatter_tf.encoders.registry import EncoderConfig, build_encoder_for_head
 from shatter_tf.errors import UserError, all_of, argument, collected
-from shatter_tf.tasks.base import BaseTask, Data, FineTuning, load_vocabulary, refuse_tfds, row_weights
+from shatter_tf.tasks.base import BaseTask, Data, FineTuning, known_vocabulary, refuse_tfds, row_weights, vocabulary_of
 from shatter_tf.tasks.classify import label_names
 from shatter_tf.tasks.signature import Signature, strings
 from shatter_tf.tasks.step import without_autograph
 
 
 @dataclasses.dataclass
-class TagConfig(FineTuning, tagging.TaggingConfig):
+class ModelConfig(hyperparams.Config):
+    """An encoder with Model Garden's head for tokens."""
+
+    encoder: EncoderConfig = dataclasses.field(default_factory=EncoderConfig)
+    head_dropout: float = 0.1
+    head_initializer_range: float = 0.02
+
+
+@dataclasses.dataclass
+class TagConfig(FineTuning, cfg.TaskConfig):
     """A tag for each word. `class_names` are the tags, which follow from the data."""
 
     used = (*FineTuning.used, "class_names")
 
-    model: tagging.ModelConfig = dataclasses.field(default_factory=lambda: tagging.ModelConfig(encoder=EncoderConfig()))
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    class_names: Optional[list[str]] = None
     train_data: TaggingDataConfig = dataclasses.field(default_factory=lambda: TaggingDataConfig(is_training=True))
     validation_data: TaggingDataConfig = dataclasses.field(default_factory=lambda: TaggingDataConfig(is_training=False))
 
@@ -58,10 +69,11 @@ class TagConfig(FineTuning, tagging.TaggingConfig):
             return read_sentences(data.input_path)
 
         vocabulary, sentences, validation = all_of(
-            functools.partial(load_vocabulary, train, pretrained),
+            functools.partial(known_vocabulary, train, pretrained),
             lambda: load(train, "train"),
             lambda: load(config.validation_data, "dev"),
         )
+        vocabulary = vocabulary or vocabulary_of((" ".join(s.words) for s in sentences), train.lower_case)
         opened = Data(sentences, validation, vocabulary, train.lower_case)
 
         train.labels = train.labels or config.class_names or []
@@ -79,7 +91,7 @@ class TagConfig(FineTuning, tagging.TaggingConfig):
 
 
 @task_factory.register_task_cls(TagConfig)
-class TagTask(BaseTask, tagging.TaggingTask):
+class TagTask(BaseTask):
     """Tagging with Model Garden's head; each word's tag is predicted from its first wordpiece.
 
     Words are scored by accuracy. Where tags mark entities (B-X, I-X, O), these are scored by seqeval's F1, precision
@@ -129,10 +141,11 @@ class TagTask(BaseTask, tagging.TaggingTask):
             metric.update_state(tf.maximum(tags, 0), model_outputs["logits"], sample_weight=tags != NO_TAG)
 
     def evaluation_logs(self, inputs, outputs):
-        return dict(predict_ids=outputs["predict_ids"], label_ids=self._tags(inputs))
+        predicted = tf.argmax(outputs["logits"], axis=-1, output_type=tf.int32)
+        return dict(predict_ids=predicted, label_ids=self._tags(inputs))
 
     def aggregate_logs(self, state=None, step_outputs=None):
-        # Sentence by sentence; Model Garden's takes the words of a batch as one sentence, and entities may run on.
+        # Sentence by sentence: entities do not run on.
         state = state or {"predict_class": [], "label_class": []}
         names = np.array(self.task_config.class_names)
         predicted, labels = (
@@ -146,10 +159,15 @@ class TagTask(BaseTask, tagging.TaggingTask):
         return state
 
     def reduce_aggregated_logs(self, aggregated_logs, global_step=None):
+        from seqeval import metrics as of_entities  # here, because they take long, and training does not need them
+        from sklearn import metrics as of_words
+
+        predicted, labels = (aggregated_logs[key] for key in ("predict_class", "label_class"))
         if self._is_iob:
-            return super().reduce_aggregated_logs(aggregated_logs, global_step)
-        predicted, labels = (np.concatenate(aggregated_logs[key]) for key in ("predict_class", "label_class"))
-        macro = sklearn_metrics.f1_score(labels, predicted, average="macro", zero_division=0)
+            names = ("f1", "precision", "recall", "accuracy")
+            return {name: getattr(of_entities, f"{name}_score")(labels, predicted) for name in names}
+        predicted, labels = np.concatenate(predicted), np.concatenate(labels)
+        macro = of_words.f1_score(labels, predicted, average="macro", zero_division=0)
         return dict(macro_f1=macro, accuracy=np.mean(predicted == labels))
 
     def predict(self, model, inputs):

@@ -12,6 +12,7 @@ import difflib
 import functools
 import json
 import math
+import os
 import re
 import types
 import typing
@@ -24,7 +25,8 @@ from official.core import config_definitions as cfg
 from official.modeling import hyperparams
 
 from shatter_tf.config_files import find_config
-from shatter_tf.console import warn
+from shatter_tf.console import notice, warn
+from shatter_tf.data.corpus.shards import VOCABULARY_FILE
 from shatter_tf.encoders import registry as encoders
 from shatter_tf.errors import UserError, all_of, argument, collected, nearest, raise_all
 from shatter_tf.tasks.base import Data, Pretrained
@@ -57,6 +59,7 @@ FLAGS = {
     "seq_length": "task.train_data.seq_length",
     "seed": "task.train_data.seed",
 }
+_ENCODER = ("task", "model", "encoder")
 # Whoever sets one of these says which encoder it is.
 _SIZES = {"hidden_size", "num_layers", "num_parts", "num_attention_heads", "intermediate_size"}
 
@@ -296,7 +299,7 @@ def _look_up(settings: dict, name: str) -> Any:
     return _dig(settings, *path).get(last)
 
 
-def with_current_names(settings: dict, path: tuple[str, ...] = ("task", "model", "encoder")) -> dict:
+def with_current_names(settings: dict, path: tuple[str, ...] = _ENCODER) -> dict:
     """Returns nested settings in which families of encoders, the keys at `path`, have their current names.
 
     Example:
@@ -337,6 +340,8 @@ def resolve(
     flags = {name: value for name, value in flags.items() if value is not None}
     if config and config_file:
         raise UserError(f"{argument('config')}={config} and {argument('config_file')}={config_file}: give one of them")
+    if budget and "train_steps" in flags:
+        raise UserError(f"{argument('budget')} sets the steps, and so does {argument('train_steps')}: give one of them")
     config_file = find_config(config) if config else config_file
     problems: list[str] = []
     initial = before = None
@@ -354,6 +359,9 @@ def resolve(
         problems.append(
             f"task.init_checkpoint={params.task.init_checkpoint}: give {argument('init_checkpoint')}, which is checked"
         )
+    # A vocabulary that was trained on the task's own texts stays what it was.
+    if before and not initial and not getattr(params.task.train_data, "vocab_file", True):
+        params.task.train_data.vocab_file = os.path.join(model_dir, VOCABULARY_FILE)
     data = None
     if not problems:  # else it is not known which vocabulary the data is for
         pretrained = initial and Pretrained(init_checkpoint, initial.vocabulary, initial.lower_case)
@@ -368,8 +376,7 @@ def resolve(
     chosen: dict = {}
     said: dict[str, Any] = {}
     if data:
-        named = bool(config_file or initial)
-        chosen, said = _choose(params, given, data, before, len(vocabulary), named)
+        chosen, said = _choose(params, given, data, before, len(vocabulary), bool(initial))
         problems += params.task.too_few(data)
     _choose_device(params.runtime, before)
     resolved = derive(params, merge(chosen, given), len(vocabulary))
@@ -383,7 +390,9 @@ def resolve(
     raise_all(problems)
 
     # How long it may take: only now is it known that a step can be tried.
-    if budget and not before:
+    if budget and before:
+        notice(f"{argument('budget')} was for the start of this run; it goes on to {run.params.trainer.train_steps}")
+    elif budget:
         way, seconds = trial.fastest(run)
         device.apply(params.runtime, way)
         params.trainer.train_steps = said["train_steps"] = trial.steps_within(budget, seconds, run)
@@ -401,12 +410,9 @@ def _choose_device(runtime: cfg.RuntimeConfig, before: Optional[Run]) -> None:
 
 
 def _choose(
-    params: cfg.ExperimentConfig, given: dict, data: Data, before: Optional[Run], vocabulary_size: int, named: bool
+    params: cfg.ExperimentConfig, given: dict, data: Data, before: Optional[Run], vocabulary_size: int, pretrained: bool
 ) -> tuple[dict, dict[str, Any]]:
     """Sets what was not given: as in the run `before`, or else as suits the data.
-
-    Args:
-      named: whether a config, or a run to start from, says which encoder it is.
 
     Returns:
       These settings, nested; and what to tell a user of them, by short names.
@@ -425,14 +431,14 @@ def _choose(
         chosen = merge(chosen, setting)
         return True
 
-    # The encoder's size, and what goes with it.
-    of_encoder = encoders.canonical(_dig(given, "task", "model", "encoder"))
+    # The encoder's size.
+    of_encoder = encoders.canonical(_dig(given, *_ENCODER))
     is_sized = any(not _SIZES.isdisjoint(of_encoder.get(family, {})) for family in encoders.FAMILIES)
-    on_cpu = not tf.config.list_physical_devices("GPU") and params.runtime.distribution_strategy != distribution.TPU
-    config = None if named or is_sized else params.task.config_for(data, on_cpu)
-    if config:
-        said["config"] = config
-        for name, value in _leaves(read_config_file(find_config(config))):
+    if not pretrained and not is_sized:
+        on_cpu = not tf.config.list_physical_devices("GPU") and params.runtime.distribution_strategy != distribution.TPU
+        said["encoder"] = params.task.suitable_config(data, on_cpu)
+        like = read_config_file(find_config(said["encoder"]))
+        for name, value in _leaves(_dig(like, *_ENCODER), ".".join((*_ENCODER, ""))):
             choose(name, value)
 
     _derive_encoder(params, merge(chosen, given), vocabulary_size)
@@ -518,7 +524,7 @@ def _share_with_validation(task: cfg.TaskConfig, explicit: dict) -> None:
 def _derive_encoder(params: cfg.ExperimentConfig, given: dict, vocabulary_size: int) -> None:
     """Fits the encoder to the vocabulary; Shatter's settings hold for other families too, unless set for them."""
     encoder = params.task.model.encoder
-    given = encoders.canonical(_dig(given, "task", "model", "encoder"))
+    given = encoders.canonical(_dig(given, *_ENCODER))
     default, chosen = given.get(encoders.DEFAULT, {}), given.get(encoder.type, {})
     pretrained = bool(params.task.init_checkpoint)
     if vocabulary_size and not pretrained and "vocab_size" not in default:

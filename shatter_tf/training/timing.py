@@ -12,6 +12,7 @@ from official.core import task_factory
 from tensorflow.compiler.xla.service import hlo_pb2
 
 from shatter_tf.checkpoints import count_parameters
+from shatter_tf.tasks.base import Data
 from shatter_tf.tasks.step import LossScale
 from shatter_tf.training.precision import set_precision
 
@@ -48,14 +49,17 @@ class TrainingStep:
     Args:
       params: every setting resolved.
       batch: what the step trains on; without it, the first batch of the training data.
+      data: of the run; what the settings name is opened if it is left out.
     """
 
-    def __init__(self, params: cfg.ExperimentConfig, batch: dict[str, tf.Tensor] | None = None):
+    def __init__(
+        self, params: cfg.ExperimentConfig, batch: dict[str, tf.Tensor] | None = None, data: Data | None = None
+    ):
         tf_keras.utils.set_random_seed(0)
         set_precision(params.runtime)
         self.compute_dtype = tf_keras.mixed_precision.global_policy().compute_dtype
 
-        task = task_factory.get_task(params.task)
+        task = task_factory.get_task(params.task, data=data)
         self.model = model = task.build_model()
         self.optimizer = optimizer = task.create_optimizer(params.trainer.optimizer_config, params.runtime)
         metrics = task.build_metrics()

@@ -9,6 +9,7 @@ import math
 import statistics
 import subprocess
 import sys
+import tempfile
 
 from shatter_tf.console import notice, quieten_logging, run
 from shatter_tf.errors import UserError
@@ -34,9 +35,17 @@ def fastest(run: Run) -> tuple[Way, float]:
     """
     ways = device.candidates(run.params.runtime)
     notice(f"trying steps with {' and with '.join(map(str, ways))}")
-    given = dict(experiment=run.experiment, params=run.params.as_dict(), ways=[dataclasses.asdict(way) for way in ways])
-    command = [sys.executable, "-m", __name__]
-    done = subprocess.run(command, input=json.dumps(given), capture_output=True, text=True)
+    with tempfile.NamedTemporaryFile("w", suffix=".txt", encoding="utf-8") as vocabulary:
+        vocabulary.write("\n".join(run.vocabulary) + "\n")
+        vocabulary.flush()
+        given = dict(
+            experiment=run.experiment,
+            params=run.params.as_dict(),
+            vocab_file=vocabulary.name,
+            ways=[dataclasses.asdict(way) for way in ways],
+        )
+        command = [sys.executable, "-m", __name__]
+        done = subprocess.run(command, input=json.dumps(given), capture_output=True, text=True)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["no output"]
         raise UserError(f"no step could be tried ({lines[-1].removeprefix('error: ')})")
@@ -77,6 +86,8 @@ def main(argv: list[str]) -> None:
     for i, way in enumerate(given["ways"]):
         params = get_experiment(given["experiment"])
         params.override(given["params"], is_strict=True)
+        if hasattr(params.task.train_data, "vocab_file"):
+            params.task.train_data.vocab_file = given["vocab_file"]
         params.override({"runtime": dict(enable_xla=way["enable_xla"], mixed_precision_dtype=way["precision"])})
         steps[i] = TrainingStep(params)
     print(json.dumps([statistics.median(seconds) for seconds in measure(steps, _ROUNDS).values()]))

@@ -25,7 +25,7 @@ from shatter_tf.layers.dropout import dropout, site_keys
 from shatter_tf.layers.masks import same_document
 from shatter_tf.serving import answers
 from shatter_tf.tasks import registry as tasks
-from shatter_tf.tasks.base import BaseTask, Data, TaskAnswers, load_vocabulary, row_weights
+from shatter_tf.tasks.base import BaseTask, Data, TaskAnswers, known_vocabulary, row_weights, vocabulary_of
 from shatter_tf.tasks.signature import Signature, encode_texts, strings
 
 LONG = 5  # words
@@ -127,8 +127,9 @@ class CountConfig(TaskAnswers, cfg.TaskConfig):
         config = self.replace()
         for data, name in ((config.train_data, "train.txt"), (config.validation_data, "dev.txt")):
             data.input_path = data.input_path or os.path.join(data_dir or "", name)
-        vocabulary = load_vocabulary(config.train_data, pretrained)
         texts = [read_texts(data.input_path) for data in (config.train_data, config.validation_data)]
+        vocabulary = known_vocabulary(config.train_data, pretrained)
+        vocabulary = vocabulary or vocabulary_of(texts[0], config.train_data.lower_case)
         return config, Data(*texts, vocabulary, config.train_data.lower_case)
 
 

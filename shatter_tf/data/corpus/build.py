@@ -18,6 +18,7 @@ from shatter_tf.data.vocabulary import (
     check_vocabulary,
     is_ordinary,
     read_vocabulary,
+    suitable_size,
     train_vocabulary,
     vocabulary_hash,
 )
@@ -35,7 +36,7 @@ def build_corpus(
     input: str,
     output_dir: str,
     vocab_file: str | None,
-    vocab_size: int,
+    vocab_size: int | None,
     cased: bool,
     validation_fraction: float,
     validation_input: str | None,
@@ -70,6 +71,7 @@ def build_corpus(
     with _all_or_nothing(output_dir) as directory:
         if not vocabulary:
             documents = (document for path in paths for document in read_documents(path, layout, errors))
+            vocab_size = vocab_size or suitable_size(total_bytes)
             vocabulary = _train_vocabulary(documents, total_bytes, vocab_size, lower_case=not cased)
             check_vocabulary(vocabulary, input)
 
