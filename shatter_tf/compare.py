@@ -14,7 +14,7 @@ machine's speed affect all alike; the report's wall-clock is then steps times th
 A grid is YAML:
 
   experiment: shatter/pretrain
-  config_file: configs/pretrain_mini.yaml
+  config: mini                                 # or config_file: a YAML file of your own
   settings: {trainer.train_steps: 1000}        # of every run, dotted or nested
   under: task.model.encoder                    # what the keys of variants are relative to; nothing if left out
   learning_rates: [1e-3]

@@ -107,7 +107,7 @@ def test_files_then_flags(pretrain, tmp_path, write_corpus, random_documents):
         ("task.train_data.is_training=false", "task.train_data.is_training=False: has no effect here"),
         ("task.validation_data.is_training=true", "task.validation_data.is_training=True: has no effect here"),
         ("task.hub_module_url=x,task.init_cls_pooler=true", "no setting task.hub_module_url"),
-        ("task.scale_loss=true", "task.scale_loss=True: has no effect here"),
+        ("task.scale_loss=true", "no setting task.scale_loss"),
         ("task.model.mlm_output_weights_use_proj=true", "use_proj=True: has no effect here"),
         ("task.train_data.use_next_sentence_label=true", "next_sentence_label=True: the data has no such labels"),
         (f"{ENCODER}.output_range=4", "shatter.output_range=4 is for encoders in Python only"),

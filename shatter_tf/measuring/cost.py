@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 from official.core import config_definitions as cfg
 
+from shatter_tf.config_files import find_config
 from shatter_tf.console import say
 from shatter_tf.encoders.registry import DEFAULT, FAMILIES
 from shatter_tf.errors import UserError, argument, nearest
@@ -93,6 +94,8 @@ def check(args: argparse.Namespace) -> None:
         near = nearest(args.compare, baselines)
         raise UserError(f"{argument('compare')}={args.compare}: give one of {', '.join(baselines)}{near}")
 
+    if args.config:
+        args.config_file = find_config(args.config)
     targets.check(args.target, args.compiler_python, needs_times=bool(args.train_steps))
 
     for name in ("json", "plot"):

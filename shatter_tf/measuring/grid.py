@@ -5,6 +5,7 @@ import itertools
 from collections.abc import Iterator
 from typing import Any
 
+from shatter_tf.config_files import find_config
 from shatter_tf.errors import UserError, argument, nearest
 from shatter_tf.files import check_name
 from shatter_tf.training.settings import merge, read_config_file, with_current_names
@@ -14,7 +15,7 @@ RESULTS_FILE = "results.jsonl"
 STEP_SECONDS_FILE = "step_seconds.json"
 
 _GRID_KEYS = (
-    *("experiment", "config_file", "settings", "under", "learning_rates", "seeds"),
+    *("experiment", "config", "config_file", "settings", "under", "learning_rates", "seeds"),
     *("reference", "plot", "evaluate_at", "variants"),
 )
 _SEED = "task.train_data.seed"
@@ -81,7 +82,8 @@ def read_grid(path: str, data_dir: str | None = None) -> Grid:
     grid = read_config_file(path, "grid")
     _check(grid, where)
 
-    shared = read_config_file(grid["config_file"]) if grid.get("config_file") else {}
+    config_file = find_config(str(grid["config"])) if grid.get("config") else grid.get("config_file")
+    shared = read_config_file(config_file) if config_file else {}
     shared = merge(with_current_names(shared), with_current_names(nest(grid.get("settings") or {})))
     variants = {str(name): own for name, own in grid["variants"].items()}
     jobs = []

@@ -12,6 +12,7 @@ from shatter_tf.encoders.registry import build_encoder
 from shatter_tf.errors import UserError, argument, first_line
 from shatter_tf.serving.text_encoder import TextEncoder
 from shatter_tf.training import run_dir
+from shatter_tf.training.device import fastest_policy
 from shatter_tf.training.precision import policy_scope
 from shatter_tf.training.run_dir import Run
 
@@ -36,7 +37,8 @@ def load_text_encoder(model_dir: str, seq_length: Optional[int] = None, **kwargs
     Args:
       model_dir: where the run lives.
       seq_length: of the layer; None takes the run's.
-      **kwargs: of a Keras layer.
+      **kwargs: of a Keras layer. Without `dtype` it computes in the precision that is fastest on this machine; with
+        dtype="float32" its vectors are the same everywhere.
 
     Raises:
       UserError: when there is no run, or no checkpoint.
@@ -46,19 +48,21 @@ def load_text_encoder(model_dir: str, seq_length: Optional[int] = None, **kwargs
     family = task.model.encoder.type
     encoder = {"type": family, family: task.model.encoder.get().as_dict()}
     seq_length = task.train_data.seq_length if seq_length is None else seq_length
+    kwargs.setdefault("dtype", fastest_policy())
     layer = TextEncoder(encoder, run.vocabulary, run.lower_case, seq_length, **kwargs)
     restore_pretrained(dict(encoder=layer.encoder), _checkpoint(model_dir), layer.encoder)
     return layer
 
 
 def load_model(run: Run, model_dir: str, best: bool = True) -> tuple[tf_keras.Model, str]:
-    """Returns a run's model with the weights of its best or else newest checkpoint, and that checkpoint.
+    """Returns a run's model, in float32, with the weights of its best or else newest checkpoint, and that checkpoint.
 
     Raises:
       UserError: when there is no checkpoint, or it does not fit.
     """
     checkpoint = _checkpoint(model_dir, best)
-    model = task_factory.get_task(run.params.task).build_model()
+    with policy_scope("float32"):
+        model = task_factory.get_task(run.params.task).build_model()
     try:
         status = tf.train.Checkpoint(model=model).read(checkpoint).expect_partial()
         status.assert_existing_objects_matched()

@@ -146,7 +146,8 @@ class TaskAnswers:
 
     def next_command(self, model_dir: str) -> str:
         """Returns the command that is usually wanted after training in `model_dir`."""
-        return f"shatter export --model_dir={shlex.quote(model_dir)} --export_dir=served"
+        served = os.path.join("served", os.path.basename(model_dir))
+        return f"shatter export --model_dir={shlex.quote(model_dir)} --export_dir={shlex.quote(served)}"
 
 
 @dataclasses.dataclass
@@ -156,11 +157,9 @@ class FineTuning(TaskAnswers):
     Attributes:
       restore_weights: False takes the vocabulary and the encoder's settings from `init_checkpoint`, but random weights,
         which shows what the same fine-tuning reaches without pretraining.
-      hub_module_url: Model Garden's, without effect; runs of all versions have it.
     """
 
     restore_weights: bool = True
-    hub_module_url: str = ""
 
 
 def known_vocabulary(train: cfg.DataConfig, pretrained: Optional[Pretrained]) -> Optional[list[str]]:

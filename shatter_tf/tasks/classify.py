@@ -55,7 +55,6 @@ class ClassifyConfig(FineTuning, cfg.TaskConfig):
     Attributes:
       metric_type: what is reported beside accuracy and selects the best checkpoint: accuracy (nothing else), f1
         (binary, with the second label as the positive class) or matthews_corrcoef.
-      init_cls_pooler: Model Garden's, without effect; runs of all versions have it.
       pairs: whether each input is two texts; follows from the data.
       baseline: whether simple models learn the same rows at the end of training, to compare the run with; see
         baseline.py.
@@ -65,7 +64,6 @@ class ClassifyConfig(FineTuning, cfg.TaskConfig):
     metric_types = ("accuracy", "f1", "matthews_corrcoef")
 
     metric_type: str = "accuracy"
-    init_cls_pooler: bool = False
     pairs: bool = False
     baseline: bool = True
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)

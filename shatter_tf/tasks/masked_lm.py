@@ -36,7 +36,6 @@ class PretrainConfig(TaskAnswers, cfg.TaskConfig):
     Attributes:
       sanity_steps: after this many steps the run warns unless the loss is below the entropy of single wordpieces; never
         if 0.
-      scale_loss: Model Garden's, without effect; runs of all versions have it.
     """
 
     main_metric = "masked_lm_accuracy"
@@ -45,7 +44,6 @@ class PretrainConfig(TaskAnswers, cfg.TaskConfig):
     remote_hosts = True
 
     sanity_steps: int = 1000
-    scale_loss: bool = False
     model: bert.PretrainerConfig = dataclasses.field(
         default_factory=lambda: bert.PretrainerConfig(encoder=EncoderConfig(), cls_heads=[])
     )

@@ -1,15 +1,21 @@
 """How to train well when nobody says how: settings that follow from the encoder's size and the amount of data.
 
-The rates pass through what was measured at widths 128 and 256 (docs/results.md) and end at what BERT's authors use at
-768 (Devlin et al. 2019, appendix A.3); between and beyond, these are power laws of our own.
+Learning rates were measured at a few widths (docs/results.md, docs/log.md); in between they are interpolated.
 """
 
 import math
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+
 # Names of settings with their values. A name without a dot is that of a flag of `train`.
 Recipe = Iterator[tuple[str, Any]]
+
+# By width. From 768 on they are BERT's (Devlin et al. 2019, appendix A.3) and, for pretraining, between BERT's 1e-4
+# and RoBERTa's 6e-4 (Liu et al. 2019); nothing was measured there.
+_FINE_TUNING_RATES = {128: 3e-3, 256: 1.2e-3, 768: 5e-5, 1024: 3e-5}
+_PRETRAINING_RATES = {128: 4e-3, 256: 2e-3, 512: 1e-3, 768: 3e-4, 1024: 2e-4}
 
 # The config whose encoder is trained on a task alone, from random weights.
 FROM_SCRATCH = "pretrain_tiny"
@@ -30,21 +36,26 @@ def fine_tuning_rate(hidden_size: int) -> float:
     """Returns the peak learning rate of AdamW for fine-tuning an encoder of a width.
 
     Example:
-    >>> [fine_tuning_rate(size) for size in (128, 256, 768)]
-    [0.003, 0.00062, 5e-05]
+    >>> [fine_tuning_rate(size) for size in (128, 256, 384, 768)]
+    [0.003, 0.0012, 0.00037, 5e-05]
     """
-    return _rounded(3e-3 * (128 / hidden_size) ** 2.285) if hidden_size > 128 else 3e-3
+    return _interpolated(_FINE_TUNING_RATES, hidden_size)
 
 
 def pretraining_rate(hidden_size: int) -> float:
     """Returns the peak learning rate of AdamW for pretraining an encoder of a width.
 
     Example:
-    >>> [pretraining_rate(size) for size in (128, 256, 512)]
-    [0.004, 0.002, 0.00071]
+    >>> [pretraining_rate(size) for size in (128, 256, 384, 512)]
+    [0.004, 0.002, 0.0013, 0.001]
     """
-    ratio = 256 / hidden_size
-    return _rounded(2e-3 * min(ratio, 2.0) if ratio > 1 else 2e-3 * ratio**1.5)
+    return _interpolated(_PRETRAINING_RATES, hidden_size)
+
+
+def _interpolated(rates: dict[int, float], hidden_size: int) -> float:
+    """Returns the rate at a width, on straight lines between the logarithms of those that are known."""
+    rate = np.exp(np.interp(math.log(hidden_size), np.log([*rates]), np.log([*rates.values()])))
+    return float(f"{rate:.2g}")
 
 
 def fine_tuning_steps(rows: int, batch_size: int) -> int:
@@ -86,7 +97,7 @@ def pretraining(task, tokens: int) -> Recipe:
 
     passes = min(max(_PRETRAINING_TOKENS / max(tokens, 1), 1), _MOST_PRETRAINING_PASSES)
     tokens_of_step = max(data.global_batch_size * data.seq_length, 1)
-    yield "trainer.train_steps", max(1, math.ceil(passes * tokens / tokens_of_step))
+    yield "trainer.train_steps", 20 * math.ceil(passes * tokens / tokens_of_step / 20)
 
 
 def pretraining_config(tokens: int, on_cpu: bool) -> str:
@@ -101,7 +112,3 @@ def pretraining_config(tokens: int, on_cpu: bool) -> str:
     if tokens < 100e6 or on_cpu:
         return "pretrain_mini"
     return "pretrain_small" if tokens < 2e9 else "pretrain_base"
-
-
-def _rounded(rate: float) -> float:
-    return float(f"{rate:.2g}")

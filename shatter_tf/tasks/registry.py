@@ -68,6 +68,16 @@ def register(name: str, config_class: type[TaskAnswers]) -> None:
     exp_factory.register_config_factory(name)(functools.partial(_experiment, config_class))
 
 
+def full_name(name: str) -> str:
+    """Returns the name of an experiment, whose room may be left out.
+
+    Example:
+    >>> full_name("classify"), full_name("shatter/tag")
+    ('shatter/classify', 'shatter/tag')
+    """
+    return f"shatter/{name}" if f"shatter/{name}" in EXPERIMENTS else name
+
+
 def get_experiment(name: str) -> cfg.ExperimentConfig:
     """Returns the defaults of an experiment; raises UserError, with the nearest names, for an unknown one."""
     if name not in EXPERIMENTS:

@@ -35,6 +35,9 @@ from shatter_tf.tasks.registry import get_experiment
 
 EXPERIMENT_FILE, PARAMS_FILE = "experiment.json", "params.yaml"
 
+# Settings of Model Garden's tasks that older runs list, and that never had an effect.
+_GONE = ("hub_module_url", "init_cls_pooler", "scale_loss")
+
 METRICS_FILE, HISTORY_FILE, NOT_FINITE_FILE = "metrics.json", "history.jsonl", "not_finite.npz"
 
 
@@ -79,6 +82,8 @@ def read(model_dir: str, name: str = "model_dir") -> Run:
             settings = yaml.safe_load(f)
         if not isinstance(settings, dict) or not all(isinstance(part, dict) for part in settings.values()):
             raise ValueError(f"{PARAMS_FILE} holds no settings")
+        for gone in _GONE:
+            settings["task"].pop(gone, None)
         params.override(settings, is_strict=True)
     except (tf.errors.NotFoundError, ValueError, TypeError, LookupError, yaml.YAMLError) as error:
         raise UserError(f"{where}: damaged, or made by another version ({' '.join(str(error).split())})") from error

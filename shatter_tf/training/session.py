@@ -156,10 +156,14 @@ class Session:
         self.saver.write_metrics({**metrics, "parameters": self.parameters})
         return metrics
 
-    def compare_with_baseline(self, metrics: dict[str, float]) -> None:
-        """Prints the run's `metrics` beside what simple models achieve on the same rows, and records these.
+    def compare_with_baseline(self, metrics: dict[str, float], best: Optional[float] = None) -> None:
+        """Prints the run's main metric beside what simple models achieve on the same rows, and records these.
 
         The chief does that, and no other process has a part in it.
+
+        Args:
+          metrics: of the last evaluation.
+          best: the main metric of the checkpoint that would be exported; None takes it from `metrics`.
         """
         if not is_chief():
             return
@@ -169,15 +173,19 @@ class Session:
         self._baseline = task.measure_baseline(self.run.data, most_rows, self._baseline)
         if self._baseline is None:
             return
-        for line in baseline.describe(task.main_metric, metrics[task.main_metric], self._baseline):
+        value = metrics[task.main_metric] if best is None else best
+        for line in baseline.describe(task.main_metric, value, self._baseline):
             notice(line)
         self.saver.write_metrics({**metrics, "parameters": self.parameters, "baseline": self._baseline})
 
     def conclude(self) -> None:
         """Says how good a trained run is, if it was evaluated, and which command comes next."""
         if self.evaluated:
-            times = ("step", "seconds")
-            self.compare_with_baseline({key: value for key, value in self.history[-1].items() if key not in times})
+            metrics = {key: value for key, value in self.history[-1].items() if key not in ("step", "seconds")}
+            trainer = self.params.trainer
+            sign = 1 if trainer.best_checkpoint_metric_comp == "higher" else -1
+            best = max(self.history, key=lambda entry: sign * entry.get(trainer.best_checkpoint_eval_metric, -math.inf))
+            self.compare_with_baseline(metrics, best.get(self.params.task.main_metric))
         notice(f"next: {self.params.task.next_command(self.model_dir)}")
 
     @property

@@ -29,6 +29,7 @@ from shatter_tf.console import notice, warn
 from shatter_tf.data.corpus.shards import VOCABULARY_FILE
 from shatter_tf.encoders import registry as encoders
 from shatter_tf.errors import UserError, all_of, argument, collected, nearest, raise_all
+from shatter_tf.tasks import registry
 from shatter_tf.tasks.base import Data, Pretrained
 from shatter_tf.tasks.registry import get_experiment
 from shatter_tf.training import checks, device, distribution, run_dir, trial
@@ -336,6 +337,7 @@ def resolve(
       UserError: with everything in them, or in the files and devices they name, that would stop the run later; with
         only the names and types of settings where these are wrong.
     """
+    experiment = registry.full_name(experiment)
     get_experiment(experiment)
     flags = {name: value for name, value in flags.items() if value is not None}
     if config and config_file:
