@@ -5,9 +5,8 @@
   shatter benchmark --target=tpu:v5e:2x2 --seq_length=128,512 --batch_size=8,16 --plot=tpu.png
   shatter benchmark --target=gpu:v100 --seq_length=512 --batch_size=8 --memory_gb=16
 
-It builds the whole training step (encoder, masked-LM head, AdamW) of each with random weights and needs no corpus.
-Sizes are BERT-Base's unless CONFIG_FILE or --params_override say otherwise. Lengths and batch sizes may be lists,
-separated by commas; every combination is measured.
+It builds each one's whole training step (encoder, masked-LM head, AdamW) with random weights and needs no corpus. Sizes
+are BERT-Base's unless a config or --params_override say otherwise. All combinations of lengths and sizes are measured.
 
 Targets: cpu and gpu run the steps in turn, compiled by XLA, and take memory from XLA's buffer assignment. The others
 compile them for a device that need not be present. TPU targets (tpu:v4:2x2x1, tpu:v5e:2x2) use the compiler of real

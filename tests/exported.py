@@ -23,6 +23,8 @@ def make_exported(base: pathlib.Path) -> None:
     )  # fmt: skip
 
     settings = tiny_override(max_sequence_length=128) + ",runtime.enable_xla=false,trainer.train_steps=2"
+    settings += ",runtime.mixed_precision_dtype=float32"
+    settings += ",trainer.optimizer_config.learning_rate.polynomial.initial_learning_rate=1e-4"
     settings += ",task.train_data.global_batch_size=4,task.validation_data.global_batch_size=4"
     for name in EXPORTED:
         experiment = dict(pairs="classify", question_answering="answer").get(name, name)

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import tensorflow as tf
+from tiny import PLAIN
 
 from shatter_tf import benchmark
 from shatter_tf.encoders.registry import FAMILIES
@@ -35,7 +36,8 @@ def test_flops_are_those_of_the_matrix_products():
     """Counted by hand: every product of the forward pass; the backward pass does each twice, for both its operands."""
     batch, length, masked, width, inner, vocabulary = 3, 16, 3, 16, 32, 128
     params = settings.resolve_without_data(
-        params_override=f"{OVERRIDE},task.train_data.global_batch_size={batch},task.train_data.seq_length={length},"
+        params_override=f"{PLAIN},{OVERRIDE},task.train_data.global_batch_size={batch},"
+        f"task.train_data.seq_length={length},"
         "task.model.encoder.shatter.use_position_bias=false,task.model.encoder.shatter.normalizer=row_sum"
     )
     tokens, pairs = batch * length, batch * length * length
@@ -61,7 +63,7 @@ def test_flops_of_a_loop_count_for_each_round(more):
     """With blocks of queries, or a batch in parts, the products do not shrink: what is not kept is recomputed."""
 
     def flops(more):
-        settings_of = f"{OVERRIDE},task.train_data.global_batch_size=3,task.train_data.seq_length=16,{more}"
+        settings_of = f"{PLAIN},{OVERRIDE},task.train_data.global_batch_size=3,task.train_data.seq_length=16,{more}"
         params = settings.resolve_without_data(params_override=settings_of)
         return matmul_flops(TrainingStep(params, synthetic_batch(params)).hlo())
 

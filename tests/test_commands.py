@@ -177,7 +177,7 @@ console.run(train.main)
         ),
         (["--params_override=task.train_data.seq_length=1024"], "seq_length=1024 is longer than the encoder's 512"),
         (["--params_override=runtime.num_gpus=8"], "runtime.num_gpus=8, but this machine has 0"),
-        (["--params_override=runtime.mixed_precision_dtype=float8"], "use float32, bfloat16, float16"),
+        (["--params_override=runtime.mixed_precision_dtype=float8"], "use auto, float32, bfloat16, float16"),
         (["--params_override=task.model.encoder.shatter.vocab_size=50"], "less than the vocabulary's"),
         (["--params_override=nonsense"], "expected key=value"),
         (["--config_file={base}/none.yaml"], "no such file"),

@@ -16,7 +16,7 @@ import pytest
 import tensorflow as tf
 from conftest import WORDS, signals_itself, train_command
 from official.core import config_definitions as cfg
-from tiny import tiny_override
+from tiny import PLAIN, tiny_override
 
 from shatter_tf import checkpoints, cluster
 from shatter_tf.errors import UserError
@@ -32,7 +32,10 @@ STEPS = "trainer.train_steps=6,trainer.steps_per_loop=1,trainer.checkpoint_inter
 
 def start(data, directory, override, experiment="shatter/pretrain", change="", **environment):
     """Starts `python -m shatter_tf.train`, changed if need be; its output can be read from it."""
-    settings = ",".join([tiny_override(), STEPS, DROPOUT, "task.train_data.global_batch_size=8", override])
+    masks = ["task.train_data.mask_rate=0.15"] if experiment == "shatter/pretrain" else []
+    settings = ",".join(
+        [PLAIN, *masks, tiny_override(), STEPS, DROPOUT, "task.train_data.global_batch_size=8", override]
+    )
     flags = [f"--experiment={experiment}", f"--data_dir={data}", f"--model_dir={directory}"]
     return subprocess.Popen(
         [*train_command(change), *flags, f"--params_override={settings}"],

@@ -68,8 +68,8 @@ def test_export_writes_it_beside_the_warmup_requests(exported, tmp_path, monkeyp
     (program,) = re.findall(r"```python\n([^`]+token_ids\.tflite[^`]+)```", page)
     (tmp_path / "program.py").write_text(program)
     (tmp_path / "runs").mkdir()
-    (tmp_path / "runs/labels").symlink_to(exported["regress"])
-    (tmp_path / "served/labels").symlink_to(".")
+    (tmp_path / "runs/classify").symlink_to(exported["regress"])
+    (tmp_path / "served/classify").symlink_to(".")
     monkeypatch.chdir(tmp_path)
     score = runpy.run_path("program.py")["outputs"]["score"]
     expected = tf.saved_model.load("served/1").signatures["serving_default"](text=tf.constant(["a text"]))["score"]
@@ -79,4 +79,4 @@ def test_export_writes_it_beside_the_warmup_requests(exported, tmp_path, monkeyp
     for weights in ("float32", "int8"):
         with pytest.raises(UserError, match=f"litert={weights}: .* by nan"):
             export([*flags, f"--litert={weights}"])
-    assert sorted(path.name for path in (tmp_path / "served").iterdir()) == ["1", "labels"]
+    assert sorted(path.name for path in (tmp_path / "served").iterdir()) == ["1", "classify"]

@@ -42,7 +42,8 @@ def start():
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
 
     def start(which, names):
-        commands = [line for line in (ROOT / "docs/running.md").read_text().splitlines() if which in line]
+        page = re.sub(r"\\\n *", "", (ROOT / "docs/running.md").read_text())
+        commands = [line for line in page.splitlines() if which in line]
         for name, value in names.items():
             commands = [command.replace(name, value) for command in commands]
         _, *arguments = shlex.split(commands[0])

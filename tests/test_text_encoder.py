@@ -11,7 +11,7 @@ from shatter_tf.data.vocabulary import SPECIAL_TOKENS
 from shatter_tf.errors import UserError
 from shatter_tf.serving.load import load_encoder, load_model, load_text_encoder
 from shatter_tf.serving.text_encoder import TextEncoder
-from shatter_tf.training import run_dir
+from shatter_tf.training import device, run_dir
 from shatter_tf.training.session import Session
 
 TEXTS = ["the cat sat", "", "a big dog ran very fast. " * 40, "стол 😀"]
@@ -21,7 +21,7 @@ VOCABULARY = [*SPECIAL_TOKENS, "good", "bad", "film", "##s"]
 
 
 def test_a_run_and_its_export_give_the_same_vectors(exported, capsys):
-    layer = load_text_encoder(str(exported["pretrain"]))
+    layer = load_text_encoder(str(exported["pretrain"]), dtype="float32")
     assert "new: 0 variables" in capsys.readouterr().out
     export = tf.saved_model.load(f"{exported['pretrain_export']}/1")
     texts = tf.constant(TEXTS)
@@ -29,6 +29,17 @@ def test_a_run_and_its_export_give_the_same_vectors(exported, capsys):
     encoder = load_encoder(str(exported["pretrain"]))
     inputs = layer.tokenizer.pad(layer.tokenizer.encode(texts, None, 128))
     np.testing.assert_array_equal(encoder(inputs)["sequence_output"], layer.encoder(inputs)["sequence_output"])
+
+
+@pytest.mark.parametrize("instructions", ["AMX", None])
+def test_it_computes_as_is_fastest_here(exported, monkeypatch, instructions):
+    monkeypatch.setattr(device, "bfloat16_instructions", lambda: instructions)
+    fast = load_text_encoder(str(exported["pretrain"]))
+    exact = load_text_encoder(str(exported["pretrain"]), dtype="float32")
+    assert fast.compute_dtype == ("bfloat16" if instructions else "float32")
+    vectors = fast(tf.constant(TEXTS))
+    assert vectors.dtype == tf.float32
+    np.testing.assert_allclose(vectors, exact(tf.constant(TEXTS)), atol=0.05)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What `python -m shatter_tf.predict` does.
+"""What `shatter predict` does.
 
 It imports neither Model Garden nor Keras, which would take longer than all the rest.
 """

@@ -25,7 +25,7 @@ from shatter_tf.tasks.base import BaseTask, Data, TaskAnswers, refuse_tfds
 from shatter_tf.tasks.signature import Signature, strings
 from shatter_tf.tasks.step import without_autograph
 
-_NO_CORPUS = "a directory made by `python -m shatter_tf.prepare`"
+_NO_CORPUS = "a directory made by `shatter prepare`"
 _CANDIDATES = 5  # for each [MASK]
 
 

@@ -1,4 +1,4 @@
-"""What `python -m shatter_tf.train` does, from settings to the exit code."""
+"""What `shatter train` does, from settings to the exit code."""
 
 import contextlib
 import os

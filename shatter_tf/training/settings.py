@@ -16,7 +16,7 @@ import os
 import re
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Optional
 
 import tensorflow as tf
@@ -435,6 +435,8 @@ def _choose(
 
     # The encoder's size.
     of_encoder = encoders.canonical(_dig(given, *_ENCODER))
+    if before:
+        _keep_encoder(before.params.task.model.encoder, of_encoder, choose)
     is_sized = any(not _SIZES.isdisjoint(of_encoder.get(family, {})) for family in encoders.FAMILIES)
     if not pretrained and not is_sized:
         on_cpu = not tf.config.list_physical_devices("GPU") and params.runtime.distribution_strategy != distribution.TPU
@@ -446,9 +448,22 @@ def _choose(
     _derive_encoder(params, merge(chosen, given), vocabulary_size)
     for flag, value in params.task.recipe(data):
         with contextlib.suppress(UserError):  # a schedule without one learning rate, which its user has set
-            if choose(full_name(params, flag), value):
+            if choose(full_name(params, flag), value) and "validation_data" not in flag:
                 said[flag.rpartition(".")[-1]] = value
     return chosen, said
+
+
+def _keep_encoder(before: encoders.EncoderConfig, given: dict, choose: Callable[[str, Any], bool]) -> None:
+    """Chooses the encoder `before` again, but for what is given for its family or, as that stands for all, Shatter."""
+    family = given.get("type", before.type)
+    if family != before.type:
+        return
+    own = before.get()
+    of_family = {*given.get(family, {}), *(own.own_names.get(name, name) for name in given.get(encoders.DEFAULT, {}))}
+    choose(".".join((*_ENCODER, "type")), family)
+    for name, value in own.as_dict().items():
+        if name not in of_family:
+            choose(".".join((*_ENCODER, family, name)), value)
 
 
 def combine(
