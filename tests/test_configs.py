@@ -14,8 +14,8 @@ from shatter_tf.config_files import find_config
 from shatter_tf.errors import UserError
 from shatter_tf.measuring import comparison
 from shatter_tf.measuring import grid as grids
+from shatter_tf.training import overrides, settings
 from shatter_tf.training import run_dir as model_dir
-from shatter_tf.training import settings
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIGS, GRIDS = (sorted((ROOT / name).glob("*.yaml")) for name in ("configs", "research"))
@@ -130,7 +130,7 @@ def test_every_run_of_a_grid_could_start(path, write_corpus, random_documents, t
             job = dataclasses.replace(job, init_checkpoint=encoder, data_dir=str(tmp_path))
         elif grid.experiment != "shatter/pretrain":
             vocabulary = {"task": {"train_data": {"vocab_file": f"{corpus}/vocab.txt"}}}
-            job = dataclasses.replace(job, data_dir=str(tmp_path), settings=settings.merge(job.settings, vocabulary))
+            job = dataclasses.replace(job, data_dir=str(tmp_path), settings=overrides.merge(job.settings, vocabulary))
         resolved.append(comparison.prepare_job(grid, job, str(tmp_path / "out")))
     assert len({(str(run.params.as_dict())) for run in resolved}) == len(resolved)  # no two variants are the same
 

@@ -5,7 +5,7 @@ from tiny import tiny_override
 
 from shatter_tf.data import labelled
 from shatter_tf.errors import UserError
-from shatter_tf.training import settings
+from shatter_tf.training import overrides, settings
 
 ENCODER, OPTIMIZER = "task.model.encoder.shatter", "trainer.optimizer_config.optimizer"
 
@@ -328,4 +328,4 @@ def test_config_files_that_are_none(tmp_path, text):
     path = tmp_path / "a.yaml"
     path.write_text(text)
     with pytest.raises(UserError, match="a.yaml: "):
-        settings.read_config_file(str(path))
+        overrides.read_config_file(str(path))

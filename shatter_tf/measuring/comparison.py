@@ -31,7 +31,7 @@ from shatter_tf.errors import UserError, argument
 from shatter_tf.files import check_name, held, real_path, write_whole
 from shatter_tf.measuring import report
 from shatter_tf.measuring.grid import RESULTS_FILE, STEP_SECONDS_FILE, Grid, Job, read_grid
-from shatter_tf.training import run_dir, settings
+from shatter_tf.training import overrides, run_dir, settings
 from shatter_tf.training.run_dir import Run
 from shatter_tf.training.timing import TrainingStep, measure
 
@@ -175,7 +175,7 @@ def check_results(grid: Grid, output_dir: str) -> None:
 
 def _check_settings(where: str, recorded: dict, job: Job) -> None:
     """Raises UserError when the recorded settings of a run are not those of the job."""
-    changed = run_dir.differences(settings.with_current_names(recorded), job.settings)
+    changed = run_dir.differences(overrides.with_current_names(recorded), job.settings)
     if changed:
         raise UserError(
             f"{where}: begun with other settings ({'; '.join(changed)}); give the variant another name, or name "
@@ -195,7 +195,7 @@ def prepare_job(grid: Grid, job: Job, output_dir: str) -> run_dir.Run:
     inputs = {name: path and real_path(path) for name, path in _data_and_weights(job).items()}
 
     if os.path.exists(os.path.join(directory, "model")):
-        _check_settings(directory, settings.read_config_file(config_file), job)
+        _check_settings(directory, overrides.read_config_file(config_file), job)
         if os.path.exists(inputs_file):
             with open(inputs_file, encoding="utf8") as f:
                 changed = run_dir.differences(json.load(f), inputs)

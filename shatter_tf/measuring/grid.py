@@ -8,7 +8,7 @@ from typing import Any
 from shatter_tf.config_files import find_config
 from shatter_tf.errors import UserError, argument, nearest
 from shatter_tf.files import check_name
-from shatter_tf.training.settings import merge, read_config_file, with_current_names
+from shatter_tf.training.overrides import merge, read_config_file, with_current_names
 
 # What a comparison leaves in its directory, for its report.
 RESULTS_FILE = "results.jsonl"
