@@ -6,7 +6,7 @@ from shatter_tf.errors import UserError, nearest
 
 _DIRECTORY = Path(__file__).parent / "configs"
 # `tiny` is short for `pretrain_tiny`.
-_SHORT = "pretrain_"
+SHORT = "pretrain_"
 
 
 def config_names() -> list[str]:
@@ -33,11 +33,11 @@ def find_config(name: str) -> str:
     shatter_tf.errors.UserError: no config 'tinny' (did you mean tiny?); `shatter configs` lists them
     """
     names = config_names()
-    for known in (name, _SHORT + name):
+    for known in (name, SHORT + name):
         if known in names:
             return str(_DIRECTORY / f"{known}.yaml")
 
-    short = [known.removeprefix(_SHORT) for known in names]
+    short = [known.removeprefix(SHORT) for known in names]
     suggestion = nearest(name, {*names, *short})
     raise UserError(f"no config '{name}'{suggestion}; `shatter configs` lists them")
 

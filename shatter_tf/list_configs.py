@@ -3,8 +3,7 @@
   shatter configs
   shatter configs tiny > my.yaml
 
-Train with `--config=NAME`, or with `--config_file=my.yaml` after changing a copy. The sizes to pretrain need no prefix:
-tiny is pretrain_tiny.
+Train with `--config=NAME`, or with `--config_file=my.yaml` after changing a copy.
 """
 
 import argparse
@@ -26,7 +25,7 @@ def main(argv: list[str]) -> None:
             say(f.read().rstrip("\n"))
         return
 
-    names = config_files.config_names()
+    names = [name.removeprefix(config_files.SHORT) for name in config_files.config_names()]
     for name in names:
         say(f"{name:<{max(map(len, names))}}   {config_files.config_purpose(name)}")
 

@@ -43,7 +43,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
         "--experiment",
         required=True,
         metavar="NAME",
-        help="shatter/pretrain, classify, regress, tag or answer",
+        help="pretrain, classify, regress, tag or answer, with or without shatter/ before it",
     )
     parser.add_argument("--model_dir", required=True, metavar="DIR", help="where the run lives")
     parser.add_argument("--mode", choices=MODES, default="train_and_eval", help="[train_and_eval]")
@@ -53,8 +53,10 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--init_checkpoint", metavar="DIR", help="model_dir to take vocabulary, encoder and weights from"
     )
-    parser.add_argument("--budget", metavar="60m", type=seconds, help="how long to train; sets the steps")
-    parser.add_argument("--train_steps", metavar="N", type=int)
+    parser.add_argument(
+        "--budget", metavar="T", type=seconds, help="how long to train, such as 60m or 1h30m; sets the steps"
+    )
+    parser.add_argument("--train_steps", metavar="N", type=int, help="how many steps to train")
     parser.add_argument("--learning_rate", metavar="X", type=float, help="at its peak")
     parser.add_argument("--batch_size", metavar="N", type=int, help="rows of a step, on all devices together")
     parser.add_argument("--seq_length", metavar="N", type=int, help="tokens of a row")

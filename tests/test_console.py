@@ -134,7 +134,7 @@ def test_configs_are_listed_and_printed():
     code, out, _ = start(SHATTER, "configs")
     assert code == 0
     rows = [line.split(maxsplit=1) for line in out.splitlines()]
-    assert [name for name, _ in rows] == [path.stem for path in paths]
+    assert [name for name, _ in rows] == [path.stem.removeprefix("pretrain_") for path in paths]
     assert [purpose for _, purpose in rows] == [path.read_text().splitlines()[0].strip("# ") for path in paths]
 
     assert start(SHATTER, "configs", "tiny")[1] == (ROOT / "configs/pretrain_tiny.yaml").read_text()

@@ -241,7 +241,7 @@ def test_the_readme(tmp_path, monkeypatch):
         write_data(tmp_path / str(i))
         monkeypatch.chdir(tmp_path / str(i))
         outputs = {command: run(command) for command in way}
-        labelled = answers(outputs, "served")
+        labelled = answers(outputs, "served/model")
         assert {answer["label"] for answer in labelled} <= set(LABELS)
         assert len(labelled) == sum("predict" in command for command in way)
 

@@ -158,3 +158,19 @@ def test_labels_alone_bring_their_own_vocabulary(tmp_path, capsys):
     again = resolve(train_steps=3, model_dir=model_dir)
     assert again.vocabulary == run.vocabulary
     assert Session(again, model_dir).train(evaluate=True)
+
+
+def test_a_run_that_goes_on_says_what_changed_and_a_finished_one_changes_nothing(labelled, tmp_path, capsys):
+    model_dir = str(tmp_path / "run")
+    Session(labelled(20, train_steps=2, seed=3), model_dir).train(evaluate=False)
+    before = run_dir.read(model_dir).params.as_dict()
+    capsys.readouterr()
+
+    finished = labelled(20, train_steps=2, seed=3, batch_size=4, model_dir=model_dir)
+    assert "task.train_data.global_batch_size=4; so far it was 16" in capsys.readouterr().out
+    Session(finished, model_dir).train(evaluate=False)
+    assert "nothing to train: the run is at step 2" in capsys.readouterr().out
+    assert run_dir.read(model_dir).params.as_dict() == before
+
+    labelled(20, train_steps=2, seed=3, model_dir=model_dir)
+    assert "so far" not in capsys.readouterr().out

@@ -88,9 +88,9 @@ def test_files_then_flags(pretrain, tmp_path, write_corpus, random_documents):
         ("task.train_data.seq_len=8", r"no setting task.train_data.seq_len \(did you mean seq_length"),
         (
             "trainer.learning_rate=8",
-            r"no setting trainer.learning_rate \(did you mean .*polynomial.initial_learning_rate\?",
+            r"no setting trainer.learning_rate \(did you mean .*polynomial.initial_learning_rate, or learning_rate\?",
         ),
-        ("task.batch_size=8", r"did you mean task.train_data.global_batch_size\?"),
+        ("task.batch_size=8", r"did you mean task.train_data.global_batch_size, or batch_size\?"),
         ("dropout=0.1", r"did you mean task.model.encoder.shatter.dropout_rate\?"),
         ("tsk.train_data.seq_length=8", r"no setting tsk \(did you mean task"),
         ("task.validation_data=5", "task.validation_data holds settings of its own"),

@@ -67,6 +67,6 @@ while read -r command <&3; do
 done 3<commands.txt
 grep -q '"label": "\(animal\|plant\)"' out.txt || fail "no label predicted: $(cat out.txt)"
 
-run shatter predict --model=served 'the cat sat on the mat' 'a green leaf fell from the oak'
+run shatter predict --model=served/model 'the cat sat on the mat' 'a green leaf fell from the oak'
 labels=$(python -c 'import json, sys; print(*(json.loads(line)["label"] for line in sys.stdin))' <out.txt)
 [ "$labels" = "animal plant" ] || fail "predicted $labels, not animal plant"

@@ -63,6 +63,9 @@ def latest_version(model: str) -> str:
     for path in (model, *(f"{model}/{version}" for version in versions)):
         if tf.io.gfile.exists(f"{path}/saved_model.pb"):
             return path
+    if tf.io.gfile.exists(f"{model}/experiment.json"):
+        where = f"{argument('model')}={model}"
+        raise UserError(f"{where}: a training run; `shatter export --model_dir={model} --export_dir=served` first")
     raise UserError(f"{argument('model')}={model}: no SavedModel there; make one with `shatter export`")
 
 

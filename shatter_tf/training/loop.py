@@ -44,7 +44,11 @@ class Loop:
         """Returns whether training got to `trainer.train_steps`; see `Session.train`."""
         session = self.session
         total = self._settings.train_steps
-        session.saver.begin()
+        if session.step < total:
+            session.saver.begin()
+        else:
+            more = argument("train_steps")
+            notice(f"nothing to train: the run is at step {session.step}, its last; a larger {more} goes on from there")
         if evaluate and session.step and self._due(self._settings.validation_interval) and not session.evaluated:
             session.evaluate_in_training()
 

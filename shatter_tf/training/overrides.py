@@ -118,7 +118,7 @@ def _suggestion(name: str, params: cfg.ExperimentConfig) -> str:
     """Returns " (did you mean …?)" with the settings anywhere in `params` whose last names are nearest to `name`'s."""
     last = name.rpartition(".")[-1]
     if last in FLAGS or last == "learning_rate":
-        return f" (did you mean {full_name(params, last)}?)"
+        return f" (did you mean {full_name(params, last)}, or {argument(last)}?)"
     by_last: dict[str, list[str]] = {}
     for known in _active(params):
         by_last.setdefault(known.rpartition(".")[-1], []).append(known)

@@ -133,7 +133,11 @@ def resolve(
     if model_dir and data:
         with collected(problems):
             run_dir.check(model_dir, run)
+    if budget and budget <= trial.START_SECONDS:
+        problems.append(f"{argument('budget')}: starting takes {trial.START_SECONDS:.0f} s; give more")
     raise_all(problems)
+    if before:
+        _tell_changes(given, before)
 
     # How long it may take: only now is it known that a step can be tried.
     if budget and before:
@@ -145,6 +149,15 @@ def resolve(
         run.params = derive(params, merge(chosen, given), len(vocabulary))
     _warn_of_idle_steps(run.params)
     return run
+
+
+def _tell_changes(given: dict, before: Run) -> None:
+    """Says which of the settings that were given are not those that the run in model_dir began with."""
+    old = before.params.as_dict()
+    for name, value in leaves(given):
+        was = look_up(old, name)
+        if was is not None and was != value:
+            notice(f"from here on {name}={value}; so far it was {was}")
 
 
 def _choose_device(runtime: cfg.RuntimeConfig, before: Optional[Run]) -> None:

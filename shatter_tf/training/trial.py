@@ -22,7 +22,7 @@ from shatter_tf.training.timing import TrainingStep, measure
 _ROUNDS = 5
 
 # Of a run, beside its steps: start-up, evaluations and checkpoints.
-_START_SECONDS = 15.0
+START_SECONDS = 15.0
 _EVALUATIONS = 5
 _EVALUATION_COST = 1 / 3  # of a row, in that of training on one: the forward pass only
 
@@ -69,7 +69,7 @@ def steps_within(budget: float, seconds: float, run: Run) -> int:
     evaluation = run.params.trainer.validation_steps * task.validation_data.global_batch_size
     rows = task.rows(run.data)[1] if evaluation <= 0 else evaluation
     row_seconds = seconds / task.train_data.global_batch_size
-    others = _START_SECONDS + _EVALUATIONS * rows * row_seconds * _EVALUATION_COST
+    others = START_SECONDS + _EVALUATIONS * rows * row_seconds * _EVALUATION_COST
     steps = math.floor((budget - others) / seconds)
     if steps < 1:
         raise UserError(
