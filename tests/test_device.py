@@ -149,3 +149,10 @@ def test_a_budget_sets_the_steps_and_what_follows(pretrain, monkeypatch, tmp_pat
     assert again.params.trainer.train_steps == steps
     with pytest.raises(UserError, match="budget sets the steps, and so does train_steps"):
         settings.resolve("shatter/pretrain", data_dir=corpus, budget=60.0, train_steps=7)
+
+
+def test_a_budget_is_for_one_device(pretrain):
+    corpus = pretrain().params.task.train_data.input_path
+    override = "runtime.distribution_strategy=tpu,runtime.tpu=local"
+    with pytest.raises(UserError, match="budget is for one device; give train_steps"):
+        settings.resolve("shatter/pretrain", data_dir=corpus, budget=60.0, params_override=override)

@@ -133,6 +133,9 @@ def resolve(
     if model_dir and data:
         with collected(problems):
             run_dir.check(model_dir, run)
+    # A step is tried on one device: elsewhere it would say little, and each machine would find other steps.
+    if budget and not distribution.problems(params.runtime) and distribution.count_replicas(params.runtime) != 1:
+        problems.append(f"{argument('budget')} is for one device; give {argument('train_steps')}")
     if budget and budget <= trial.START_SECONDS:
         problems.append(f"{argument('budget')}: starting takes {trial.START_SECONDS:.0f} s; give more")
     raise_all(problems)
