@@ -2,7 +2,8 @@
 
 import os
 import re
-from typing import Optional
+from collections.abc import Callable
+from typing import Optional, TypeVar
 
 import tensorflow as tf
 import tf_keras
@@ -16,6 +17,11 @@ BEST_SUBDIR, PREFIX = "best", "ckpt"
 _INDEX_FILE = re.compile(PREFIX + r"-(\d+)\.index")
 
 _VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
+
+# How often a checkpoint may vanish while it is read: training writes one every few minutes at most, usually.
+_ATTEMPTS = 5
+
+_Result = TypeVar("_Result")
 
 
 def _checkpoints(model_dir: str) -> list[str]:
@@ -44,6 +50,20 @@ def _damage(checkpoint: str) -> Optional[str]:
     return None
 
 
+def while_training(load: Callable[[], _Result]) -> _Result:
+    """Returns what `load` returns, which finds a checkpoint and reads it, where training may delete it meanwhile.
+
+    Raises:
+      UserError: when that happens again and again.
+    """
+    for _ in range(_ATTEMPTS):
+        try:
+            return load()
+        except tf.errors.NotFoundError as error:
+            reason = first_line(error)
+    raise UserError(f"checkpoints vanish while they are read ({reason}); raise trainer.max_to_keep, or try again later")
+
+
 def latest_checkpoint(model_dir: str) -> Optional[str]:
     """Returns the prefix of the newest checkpoint in `model_dir` that is whole, or None if there never was any.
 
@@ -52,17 +72,29 @@ def latest_checkpoint(model_dir: str) -> Optional[str]:
     Raises:
       UserError: when there are checkpoints and all are damaged.
     """
+    return while_training(lambda: _latest_checkpoint(model_dir))
+
+
+def _latest_checkpoint(model_dir: str) -> Optional[str]:
+    """Does `latest_checkpoint` once; raises NotFoundError for a checkpoint that was deleted meanwhile."""
     found = _checkpoints(model_dir)
     for checkpoint in found:
         damage = _damage(checkpoint)
         if damage is None:
             return checkpoint
+        if not tf.io.gfile.exists(checkpoint + ".index"):
+            raise tf.errors.NotFoundError(None, None, damage)
         warn(f"{checkpoint} is damaged and left aside ({damage})")
     if found:
         raise UserError(
             f"{model_dir}: all of its checkpoints are damaged; take another, or train again in a new directory"
         )
     return None
+
+
+def newest_step(model_dir: str) -> int:
+    """Returns the step in the name of the newest checkpoint in `model_dir`, whole or not; 0 without any."""
+    return max((int(checkpoint.rpartition("-")[-1]) for checkpoint in _checkpoints(model_dir)), default=0)
 
 
 def best_checkpoint(model_dir: str) -> Optional[str]:
@@ -72,7 +104,10 @@ def best_checkpoint(model_dir: str) -> Optional[str]:
 
 def checkpoint_step(checkpoint: str) -> int:
     """Returns the training step at which `checkpoint` was written."""
-    return int(_reader(checkpoint).get_tensor("global_step" + _VALUE))
+    try:
+        return int(_reader(checkpoint).get_tensor("global_step" + _VALUE))
+    except tf.errors.NotFoundError:  # training has deleted it meanwhile
+        return int(checkpoint.rpartition("-")[-1])
 
 
 def has_part(checkpoint: str, name: str) -> bool:
@@ -117,6 +152,10 @@ def restore_pretrained(items: dict[str, tf_keras.layers.Layer], init_checkpoint:
       UserError: when there is no checkpoint, when it holds none of `items`, or when a part does not fit exactly: a
         variable missing, left over, or of another shape.
     """
+    while_training(lambda: _restore_pretrained(items, init_checkpoint, model))
+
+
+def _restore_pretrained(items: dict[str, tf_keras.layers.Layer], init_checkpoint: str, model: tf_keras.Model) -> None:
     where = argument("init_checkpoint")
     is_dir = tf.io.gfile.isdir(init_checkpoint)
     checkpoint = latest_checkpoint(init_checkpoint) if is_dir else init_checkpoint

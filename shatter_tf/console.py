@@ -4,14 +4,16 @@ import argparse
 import contextlib
 import ctypes
 import gc
+import io
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from shatter_tf.cluster import is_chief
-from shatter_tf.errors import UserError, first_line, name_flags
+from shatter_tf.errors import UserError, argument, first_line, name_flags
 
 # Whose warnings are about themselves, and nothing that a user of this package could change.
 _LIBRARIES = (
@@ -30,6 +32,36 @@ _ERROR = 2
 _EXTRAS = {"apache_beam": "beam", "pyarrow": "parquet", "onnx": "onnx", "onnxruntime": "onnx", "tf2onnx": "onnx"}
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose flags, but not other arguments, may name paths that begin with ~."""
+
+    def parse_args(self, args=None, namespace=None):
+        parsed = super().parse_args(args, namespace)
+        for action in self._actions:
+            value = getattr(parsed, action.dest, None)
+            if not action.option_strings or not isinstance(value, str):
+                continue
+            try:
+                value.encode()
+            except UnicodeEncodeError as error:
+                raise UserError(
+                    f"{argument(action.dest)}={value}: not UTF-8, which TensorFlow needs for names; choose another name"
+                ) from error
+            setattr(parsed, action.dest, with_home(value))
+        return parsed
+
+
+def with_home(value: str) -> str:
+    """Returns a flag's value, a path, several with commas, or settings, with ~ replaced: no shell does after "=".
+
+    Example:
+    >>> home = os.path.expanduser("~")
+    >>> with_home("~/a,task.train_data.vocab_file=~/b,c~/d") == f"{home}/a,task.train_data.vocab_file={home}/b,c~/d"
+    True
+    """
+    return re.sub(r"^~$|(?<![^,=])~[^/,=]*(?=/)", lambda match: os.path.expanduser(match[0]), value)
+
+
 def new_parser(command: str, description: str) -> argparse.ArgumentParser:
     """Returns a parser for a command, whose help keeps the lines of `description`.
 
@@ -41,7 +73,7 @@ def new_parser(command: str, description: str) -> argparse.ArgumentParser:
     """
     name_flags()
     program = sys.argv[0]  # "shatter COMMAND", if `shatter` has started it
-    return argparse.ArgumentParser(
+    return _Parser(
         prog=program if program.startswith("shatter ") else f"python -m shatter_tf.{command}",
         description=description,
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=40, width=120),
@@ -51,10 +83,19 @@ def new_parser(command: str, description: str) -> argparse.ArgumentParser:
 def run(command: Callable[[list[str]], None]) -> None:
     """Runs `command(sys.argv[1:])`; a UserError, or a missing library, becomes one line on stderr and exit code 2."""
     configure_libraries()
+    # What is said may name files and texts that the terminal cannot show.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         command(sys.argv[1:])
     except UserError as error:
         print(f"error: {first_line(error)}", file=sys.stderr)  # gin, inside Model Garden, adds lines of its own
+        sys.exit(2)
+    except UnicodeError as error:
+        # Contents are checked where they are read; what is left are names that TensorFlow lists or is given.
+        name = getattr(error, "object", "")
+        print(f"error: {name!r:.200}: not UTF-8, which TensorFlow needs for names of files; rename it", file=sys.stderr)
         sys.exit(2)
     except ModuleNotFoundError as error:
         library = (error.name or "").partition(".")[0]

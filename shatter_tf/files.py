@@ -29,6 +29,20 @@ def real_path(path: str) -> str:
     return path.rstrip("/") if "://" in path else os.path.realpath(path)
 
 
+def contents(directory: str) -> list[str]:
+    """Returns the names in a directory, without hidden ones and what a file system keeps there for itself.
+
+    Example:
+    >>> import pathlib, tempfile
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     for name in (".gitkeep", "lost+found", "letter.txt"):
+    ...         pathlib.Path(directory, name).touch()
+    ...     contents(directory)
+    ['letter.txt']
+    """
+    return [name for name in tf.io.gfile.listdir(directory) if not name.startswith(".") and name != "lost+found"]
+
+
 def check_name(path: str, what: str) -> None:
     """Raises UserError, which names `what`, for a path that TensorFlow's checkpoints would take for a pattern."""
     found = sorted({*path} & {*"*?[]\\"})

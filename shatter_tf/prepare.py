@@ -2,14 +2,15 @@
 
   shatter prepare --input='books/*.txt,news.txt.gz' --output_dir=corpus --vocab_size=8192
 
-Input files hold one paragraph a line with blank lines between documents, or one document a line (--layout says which;
-"auto" looks for blank lines). Files whose names end in .gz are unpacked. OUTPUT_DIR gets train-*.tfrecord,
-validation-*.tfrecord, vocab.txt and, at the end, when all the work is done, corpus.json.
+Input is text: one paragraph a line with blank lines between documents, or one document a line (--layout says which;
+"auto" counts lines). Or it is records, one for each document: JSON Lines, a JSON array, Parquet, Arrow, or a directory
+that Hugging Face `datasets` saved. Files may be packed (gzip, bzip2, xz, zstd). A directory stands for all files in it.
+OUTPUT_DIR gets train-*.tfrecord, validation-*.tfrecord, vocab.txt and, when all the work is done, corpus.json.
 
 For more text than one machine can handle, an Apache Beam pipeline writes the same shards (for more than 3 GB, more of
 them); files and OUTPUT_DIR must then be where every worker sees them:
 
-  shatter prepare --input='gs://b/text/*.gz' --output_dir=gs://b/corpus --vocab_file=vocab.txt \\
+  shatter prepare --input='gs://b/text/**' --output_dir=gs://b/corpus --vocab_file=vocab.txt \\
       --runner=beam --beam_options='--runner=DataflowRunner --project=P --region=R --temp_location=gs://b/tmp'
 """
 
@@ -23,15 +24,20 @@ from shatter_tf.errors import UserError
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser = new_parser("prepare", __doc__)
-    parser.add_argument("--input", required=True, metavar="GLOB[,GLOB]", help="text files")
+    parser.add_argument("--input", required=True, metavar="GLOB[,GLOB]", help="files or directories")
     parser.add_argument("--output_dir", required=True, metavar="DIR", help="new or empty directory")
+    parser.add_argument("--text_field", default="", metavar="NAME", help="of records [text, content, document, …]")
+    parser.add_argument("--min_characters", type=int, default=0, metavar="N", help="leave shorter documents out [0]")
+    parser.add_argument("--keep_duplicates", action="store_true", help="do not leave out documents that recur")
     vocabulary = parser.add_mutually_exclusive_group()
     vocabulary.add_argument("--vocab_file", metavar="F", help="a vocab.txt to use, one wordpiece a line")
     vocabulary.add_argument("--vocab_size", type=int, metavar="N", help="wordpieces to train [what suits the text]")
     parser.add_argument("--cased", action="store_true", help="keep upper case and accents")
     held_out = parser.add_mutually_exclusive_group()
-    held_out.add_argument("--validation_fraction", type=float, default=0.01, metavar="X", help="of documents [0.01]")
-    held_out.add_argument("--validation_input", metavar="GLOB[,GLOB]", help="text files to validate on instead")
+    held_out.add_argument(
+        "--validation_fraction", type=float, metavar="X", help="of documents [0.01, or more of a few]"
+    )
+    held_out.add_argument("--validation_input", metavar="GLOB[,GLOB]", help="files to validate on instead")
     parser.add_argument(
         "--seq_length", type=int, default=128, metavar="N", help="row length training uses unless told [128]"
     )
@@ -43,9 +49,9 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.beam_options and args.runner != "beam":
         raise UserError("--beam_options: they need --runner=beam")
-    if not 0 < args.validation_fraction < 1:
+    if args.validation_fraction is not None and not 0 < args.validation_fraction < 1:
         raise UserError(f"--validation_fraction={args.validation_fraction}: must lie between 0 and 1")
-    for name, least in (("vocab_size", 100), ("seq_length", 8), ("num_workers", 1)):
+    for name, least in (("vocab_size", 100), ("seq_length", 8), ("num_workers", 1), ("min_characters", 0)):
         if getattr(args, name) is not None and getattr(args, name) < least:
             raise UserError(f"--{name}={getattr(args, name)}: must be at least {least}")
     return args

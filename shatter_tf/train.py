@@ -1,16 +1,16 @@
 """Pretrains or fine-tunes an encoder, and evaluates it.
 
-  shatter train --experiment=shatter/pretrain --data_dir=corpus --model_dir=runs/pretrain
   shatter train --experiment=shatter/pretrain --data_dir=corpus --model_dir=runs/pretrain --budget=60m
   shatter train --experiment=shatter/classify --data_dir=labels --model_dir=runs/classify \\
       --init_checkpoint=runs/pretrain
 
 DATA_DIR is a corpus made by `shatter prepare`, or holds train and dev files: labelled texts to classify or regress
-(.tsv, .csv or .jsonl), tagged words, with a blank line after each sentence (.tsv or .jsonl), or questions with their
-contexts, in SQuAD's format (.json).
+(.csv, .tsv, .jsonl, .json, .parquet, .arrow, or a directory of Hugging Face `datasets`), tagged words (.tsv, .conll,
+.jsonl), or questions in SQuAD's format (.json), each also packed (.gz, .bz2, .xz, .zst). Columns are told by their
+names. Without a dev file, a tenth is held out by a hash of the text.
 What is not set follows from the data, the encoder and the device, and is printed. The same command resumes from the
-newest checkpoint in MODEL_DIR, with the settings it began with; on SIGTERM and Ctrl-C it saves one first (exit code 75:
-try again). Watch with `tensorboard --logdir=MODEL_DIR`.
+newest checkpoint in MODEL_DIR, with the settings it began with; on SIGTERM and Ctrl-C it saves one first (exit code
+75). Watch with `tensorboard --logdir=MODEL_DIR`.
 """
 
 import argparse
@@ -37,6 +37,16 @@ def seconds(duration: str) -> float:
     return 3600 * hours + 60 * minutes + rest
 
 
+def names(value: str) -> list[str]:
+    """Returns the names in a list with commas.
+
+    Example:
+    >>> names("premise, hypothesis")
+    ['premise', 'hypothesis']
+    """
+    return [name.strip() for name in value.split(",") if name.strip()]
+
+
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser = new_parser("train", __doc__)
     parser.add_argument(
@@ -50,6 +60,10 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--config", metavar="NAME", help="a config that comes with the package; `shatter configs`")
     parser.add_argument("--config_file", metavar="F", help="YAML with settings that differ from the defaults")
     parser.add_argument("--data_dir", metavar="DIR", help="prepared corpus, or labelled text")
+    parser.add_argument("--train_file", metavar="F", help="labelled text to train on, instead of DATA_DIR's")
+    parser.add_argument("--dev_file", metavar="F", help="labelled text to validate on, likewise")
+    parser.add_argument("--text_fields", metavar="A[,B]", type=names, help="columns that hold the text, or the pair")
+    parser.add_argument("--label_field", metavar="C", help="column that holds the label")
     parser.add_argument(
         "--init_checkpoint", metavar="DIR", help="model_dir to take vocabulary, encoder and weights from"
     )

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from shatter_tf import __main__, config_files, doctor
+from shatter_tf import __main__, config_files, doctor, predict, prepare, train
 from shatter_tf.errors import UserError
 from shatter_tf.measuring import machine
 
@@ -63,7 +63,7 @@ def test_help_is_fast_and_names_the_program(name):
         assert code == 0
         assert out.startswith(usage)
         assert f"\n  shatter {name}" in out  # an example
-        assert len(out.splitlines()) < 40
+        assert len(out.splitlines()) < 45
         imported = {line.split("|")[-1].strip() for line in err.splitlines()}
         assert "argparse" in imported
         assert imported.isdisjoint(HEAVY)
@@ -193,3 +193,65 @@ def test_the_doctor_sees_a_gpu_that_tensorflow_does_not(monkeypatch):
     assert "pip install 'shatter_tf[cuda]'" in problem
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert machine.gpus() == ("none, with CUDA_VISIBLE_DEVICES=", [])
+
+
+# === Names of files, and what the terminal shows ===
+
+
+def test_a_home_in_a_flag_is_found_and_texts_stay(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    for given in (["--model_dir=~/runs/a~b"], ["--model_dir", "~/runs/a~b"]):
+        flags = [*given, "--experiment=tag", "--data_dir=~", "--init_checkpoint=runs/~/x"]
+        flags.append("--params_override=task.train_data.vocab_file=~/v.txt,trainer.train_steps=2,task.name=~")
+        args = train.parse_arguments(flags)
+        assert args.model_dir == "/home/me/runs/a~b"
+        assert args.data_dir == "/home/me"
+        assert args.init_checkpoint == "runs/~/x"
+        override = "task.train_data.vocab_file=/home/me/v.txt,trainer.train_steps=2,task.name=~"
+        assert args.params_override == override
+    args = prepare.parse_arguments(["--input=~/a*.txt,b/*.txt,~/c.txt", "--output_dir=~/corpus"])
+    assert args.input == "/home/me/a*.txt,b/*.txt,/home/me/c.txt"
+    assert args.output_dir == "/home/me/corpus"
+
+    args = predict.parse_arguments(["--trust", "~/is a text", "--model=~/served"])
+    assert args.texts == ["~/is a text"]
+    assert args.model == "/home/me/served"
+
+
+@pytest.mark.parametrize("flag", [b"--model_dir=caf\xe9", b"--data_dir=caf\xe9"])
+def test_a_name_that_is_not_utf8_is_refused_in_one_line(tmp_path, flag):
+    flags = ["--experiment=pretrain", f"--model_dir={tmp_path}/run", f"--data_dir={tmp_path}", flag]
+    done = subprocess.run([*SHATTER, "train", *flags], capture_output=True, cwd=ROOT, timeout=300)
+    name = flag[2:].partition(b"=")[0]
+    assert done.returncode == 2
+    assert done.stderr.startswith(b"error: --" + name + b"=caf\\udce9: ")
+    assert done.stderr.count(b"\n") == 1
+
+
+def test_a_listed_name_that_is_not_utf8_is_refused_in_one_line(tmp_path):
+    (tmp_path / "run").mkdir()
+    open(os.fsencode(tmp_path / "run") + b"/caf\xe9", "w").close()
+    program = "from shatter_tf import console\ndef main(argv):\n  import tensorflow as tf\n"
+    program += "  tf.io.gfile.listdir(argv[0])\nconsole.run(main)"
+    code, out, err = start([sys.executable, "-c", program], str(tmp_path / "run"))
+    assert (code, out) == (2, "")
+    assert r"caf\xe9" in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_any_text_can_be_said_on_any_terminal(encoding):
+    program = "from shatter_tf import console\n"
+    program += r"def main(argv): console.say('é 中 \udcff'); console.warn('中')" + "\nconsole.run(main)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, cwd=ROOT, env={**os.environ, "PYTHONIOENCODING": encoding}
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "é 中 \udcff\n".encode(encoding, "backslashreplace")
+    assert done.stderr == "warning: 中\n".encode(encoding, "backslashreplace")
+
+
+def test_without_an_output_it_runs_all_the_same():
+    program = "from shatter_tf import console\ndef main(argv): raise SystemExit(7)\nconsole.run(main)"
+    done = subprocess.run(f"exec {sys.executable} -c '{program}' >&- 2>&-", shell=True, cwd=ROOT)
+    assert done.returncode == 7

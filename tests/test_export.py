@@ -95,11 +95,13 @@ def test_an_embedding_is_the_mean_of_the_tokens_vectors(exported, name):
 
 
 def test_a_regressor_gives_numbers(exported):
-    _, servable = load(exported, "regress")
+    run, servable = load(exported, "regress")
+    data = run.params.task.train_data
     scores = signatures(exported, "regress")["serving_default"](text=tf.constant(TEXTS))["score"]
     for text, score in zip(TEXTS, scores, strict=True):
         inputs = servable.encoder_inputs(tf.constant([text]))
-        np.testing.assert_allclose(servable.model(inputs)[0, 0], score, atol=1e-5)
+        expected = servable.model(inputs)[0, 0] * data.label_scale + data.label_mean
+        np.testing.assert_allclose(expected, score, atol=1e-5 * data.label_scale, rtol=1e-4)
 
 
 def test_a_tagger_tags_each_word_by_its_first_wordpiece(exported):

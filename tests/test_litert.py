@@ -4,6 +4,7 @@ import importlib
 import pathlib
 import re
 import runpy
+import tempfile
 
 import numpy as np
 import pytest
@@ -52,6 +53,22 @@ def test_weights_of_eight_bits_are_a_quarter():
     exact, small = (litert.convert(servable, int8_weights) for int8_weights in (False, True))
     assert len(small) < 0.4 * len(exact)
     assert 1e-5 < litert.difference(servable, small, TEXTS) < 0.5
+
+
+@pytest.mark.parametrize("problem", ["missing", "full"])
+def test_without_room_for_temporary_files_it_says_where(tmp_path, monkeypatch, problem):
+    directory = tmp_path / "temporary"
+    monkeypatch.setattr(tempfile, "tempdir", str(directory))
+    if problem == "full":
+        directory.mkdir()
+
+        def full(*args, **kwargs):
+            raise tf.errors.ResourceExhaustedError(None, None, f"{directory}/x; No space left on device")
+
+        monkeypatch.setattr(tf.saved_model, "save", full)
+    with pytest.raises(UserError, match=f"^litert=int8: .*{directory}.*TMPDIR") as refusal:
+        litert.convert_and_check(toy_servable("classify"), "int8", 1e-4)
+    assert "\n" not in str(refusal.value)
 
 
 def test_export_writes_it_beside_the_warmup_requests(exported, tmp_path, monkeypatch, capsys):

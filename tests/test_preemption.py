@@ -3,8 +3,11 @@
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
+
+from shatter_tf.training import preemption
 
 WAIT = """
 import os, signal, sys, time
@@ -40,12 +43,41 @@ def test_a_signal_ends_it(number, before, after, said):
     assert (process.returncode, process.stdout.decode()) == (75, said)
 
 
-def test_a_second_signal_ends_it_whatever_it_does():
-    # It reports this only once the first is handled: two pending signals of the same kind are one.
-    after = "while not stop.asked: time.sleep(0.01)\nprint('on')"
-    program = WAIT.format(before="stop.unsaved.acquire(); stop.patience = 60", after=after, number="SIGTERM")
+# It reports this only once the first signal is handled: two pending signals of the same kind are one.
+HANDLED = "while not stop.asked: time.sleep(0.01)\nprint('on')\n"
+
+
+def test_a_second_signal_seconds_later_ends_it_and_says_what_is_lost():
+    program = WAIT.format(before="stop.unsaved.acquire(); stop.patience = 60", after=HANDLED, number="SIGTERM")
     with subprocess.Popen([sys.executable, "-u", "-c", program], stdout=subprocess.PIPE) as process:
         assert process.stdout.readline() == b"on\n"
+        time.sleep(preemption._SAME_REQUEST_SECONDS)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=300) == 128 + signal.SIGINT
+        assert b"the steps since the last checkpoint are lost" in process.stdout.read()
+
+
+@pytest.mark.parametrize("number", ["SIGTERM", "SIGINT"])
+def test_signals_at_once_are_one_request(number):
+    """As from `timeout`, which signals a process and then its group; steps are saved before it ends."""
+    after = f"{HANDLED}time.sleep(1)\nprint('saved')\nstop.unsaved.release()"
+    program = WAIT.format(before="stop.unsaved.acquire()", after=after, number="SIGINT")
+    with subprocess.Popen([sys.executable, "-u", "-c", program], stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"on\n"
+        for _ in range(3):
+            process.send_signal(getattr(signal, number))
+            time.sleep(0.05)
+        assert process.wait(timeout=300) == 75
+        assert process.stdout.read().decode() == "saved\n" + SAVED
+
+
+def test_a_second_signal_ends_it_when_nobody_reads_what_it_says():
+    before = "stop.unsaved.acquire(); stop.patience = 60"
+    after = f"{HANDLED}print('x' * 1_000_000)"  # more than a pipe holds
+    program = WAIT.format(before=before, after=after, number="SIGTERM")
+    with subprocess.Popen([sys.executable, "-u", "-c", program], stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"on\n"
+        time.sleep(preemption._SAME_REQUEST_SECONDS)
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=300) == 128 + signal.SIGTERM
 

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import unicodedata
 
 import numpy as np
 import pytest
@@ -306,6 +307,53 @@ def test_a_few_misplaced_answers_are_left_out_of_training(write, make_loader):
     assert {q.id for q in make_loader(content).questions} - {
         q.id for q in make_loader(content, is_training=True).questions
     } == {"q1"}
+
+
+CAFE = "Café Muñoz is in São Paulo, in a café by 한국 and a ﬁre"
+COUNTED = ("as it is", "NFC", "NFD")
+
+
+def as_form(form, text):
+    return text if form == "as it is" else unicodedata.normalize(form, text)
+
+
+@pytest.mark.parametrize("answer", ["São Paulo", "Café", "a café", "한국", "é", "ﬁre"])
+@pytest.mark.parametrize("of_context", ["NFC", "NFD"])
+@pytest.mark.parametrize("of_answer", ["NFC", "NFD"])
+@pytest.mark.parametrize("counted", COUNTED)
+def test_an_answer_in_another_normal_form_is_found(write, of_context, of_answer, counted, answer):
+    """Whichever form its answer_start counts; the span is in characters of the context as it is."""
+    context = as_form(of_context, CAFE)
+    begin = CAFE.rindex(answer)
+    content = squad([(context, "Where?", [])])
+    answers = [
+        dict(text=as_form(of_answer, answer), answer_start=len(as_form(counted, as_form(of_context, CAFE[:begin]))))
+    ]
+    content["data"][0]["paragraphs"][0]["qas"][0].update(answers=answers, is_impossible=False)
+    found = read_squad(write(content))
+    (question,) = found.questions
+    assert not found.misplaced
+    assert context[slice(*question.span)] == as_form(of_context, answer)
+    assert question.answers == (as_form(of_answer, answer),)
+
+
+def test_half_a_character_is_no_answer(write):
+    content = squad([(CAFE, "Where?", [])])
+    for text, start in (("S\u0061", CAFE.index("São")), ("Mun", CAFE.index("Muñ"))):
+        answers = [dict(text=text, answer_start=start)]
+        content["data"][0]["paragraphs"][0]["qas"][0].update(answers=answers, is_impossible=False)
+        with pytest.raises(UserError, match="question 'q0'"):
+            read_squad(write(content))
+
+
+@pytest.mark.parametrize(("form", "said"), [("NFC", False), ("NFD", True)])
+def test_an_answer_that_stands_elsewhere_in_another_form_is_refused_with_the_forms(write, form, said):
+    content = squad([(unicodedata.normalize(form, CAFE), "Where?", [])])
+    answers = [dict(text="São Paulo", answer_start=1)]
+    content["data"][0]["paragraphs"][0]["qas"][0].update(answers=answers, is_impossible=False)
+    with pytest.raises(UserError, match="question 'q0'") as refusal:
+        read_squad(write(content))
+    assert ("NFC" in str(refusal.value)) == said
 
 
 def test_halves_of_characters_keep_offsets(write):

@@ -112,13 +112,18 @@ def test_metrics_of_regression_are_those_of_all_rows(fine_tune, tmp_path, column
     assert run.params.task.pairs == (columns == 2)
     metrics, predictions, truth = evaluate(run, tmp_path / "run")
     predictions = np.squeeze(predictions, axis=-1)
-    assert truth.tolist() == [(i * i) % 7 / 2 for i in range(10)]
+    data = run.params.task.train_data
+    np.testing.assert_allclose(
+        truth * data.label_scale + data.label_mean, [(i * i) % 7 / 2 for i in range(10)], atol=1e-5
+    )
     assert np.ptp(predictions) > 0.01
     pearson, spearman = np.corrcoef(predictions, truth)[0, 1], scipy.stats.spearmanr(predictions, truth)[0]
     assert metrics["loss"] == pytest.approx(np.mean((predictions - truth) ** 2), rel=1e-5)
     assert metrics["pearson"] == pytest.approx(pearson, abs=1e-5)
     assert metrics["spearman"] == pytest.approx(spearman, abs=1e-6)
     assert metrics["pearson_spearman_corr"] == pytest.approx((pearson + spearman) / 2, abs=1e-5)
+    error = np.mean(np.abs(predictions - truth)) * data.label_scale
+    assert metrics["mean_absolute_error"] == pytest.approx(error, rel=1e-5)
     assert run.params.trainer.best_checkpoint_eval_metric == "pearson_spearman_corr"
 
 
@@ -127,7 +132,9 @@ def test_the_best_checkpoint_and_the_history_go_by_the_metric_of_all_rows(regres
     Session(run, str(tmp_path / "run")).train(evaluate=True)
     history, metrics = model_dir.read_history(str(tmp_path / "run")), model_dir.read_metrics(str(tmp_path / "run"))
     assert [entry["step"] for entry in history] == [1, 2]
-    assert set(history[-1]) - {"seconds"} == {"step", "loss", "pearson", "spearman", "pearson_spearman_corr"}
+    assert set(history[-1]) - {"seconds"} == {
+        *("step", "loss", "pearson", "spearman", "pearson_spearman_corr", "mean_absolute_error")
+    }
     assert all(metrics[name] == value for name, value in history[-1].items() if name != "seconds")
     best = max(history, key=lambda entry: entry["pearson_spearman_corr"])
     step = checkpoints.checkpoint_step(checkpoints.best_checkpoint(str(tmp_path / "run")))
@@ -145,7 +152,8 @@ def test_regression_descends_the_mean_squared_error(regress):
 def test_nothing_correlates_with_a_constant(regress):
     task = task_factory.get_task(regress(SMALL).params.task)
     logs = dict(sentence_prediction=[np.ones([3, 1], np.float32)], labels=[np.array([1.0, 2.0, 3.0], np.float32)])
-    assert task.reduce_aggregated_logs(logs) == dict(pearson=0.0, spearman=0.0, pearson_spearman_corr=0.0)
+    metrics = task.reduce_aggregated_logs(logs)
+    assert [metrics[name] for name in ("pearson", "spearman", "pearson_spearman_corr")] == [0.0, 0.0, 0.0]
 
 
 def test_model_garden_tasks_take_the_encoder_unmodified():

@@ -329,12 +329,15 @@ def test_the_one_thread_of_one_core_does_not_count_its_steps_as_waiting(tmp_path
     assert min(int(share[1]) if share else 0 for share in waiting) < 50, said
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_a_checkpoint_and_asks_to_be_tried_again(tmp_path, write_corpus, random_documents, number):
+@pytest.mark.parametrize("numbers", [[signal.SIGTERM], [signal.SIGINT, signal.SIGTERM], [signal.SIGINT, signal.SIGINT]])
+def test_a_signal_saves_a_checkpoint_and_asks_to_be_tried_again(tmp_path, write_corpus, random_documents, numbers):
+    """So do several at once, as from `timeout`."""
     data, directory = write_corpus(random_documents(shards=1, per_shard=40)), str(tmp_path / "run")
     with launch(data, directory) as process:
         read_until(process, "step 20/")
-        process.send_signal(number)
+        for number in numbers:
+            process.send_signal(number)
+            time.sleep(0.02)  # until it is handled
         stopped_at = int(read_until(process, "stopped at step ").split()[3].rstrip(","))
         assert process.wait(timeout=300) == 75
         assert process.stdout.read() == ""  # it is reported once

@@ -48,16 +48,57 @@ def order_of_rows(number: int, params: cfg.DataConfig, start_step: int) -> tf.da
       start_step: the step that comes first, counted from 0; evaluation has none.
     """
     if not params.is_training:
-        missing = tf.constant([-1] * (-number % params.global_batch_size), tf.int64)
-        return tf.data.Dataset.range(number).concatenate(tf.data.Dataset.from_tensor_slices(missing))
+        return tf.data.Dataset.from_tensor_slices(_filled_up(tf.range(number, dtype=tf.int64), params))
 
     def permutation(epoch):
-        seed = tf.random.fold_in(tf.constant([params.seed, 0], tf.int64), epoch)
-        rows = tf.random.experimental.stateless_shuffle(tf.range(number, dtype=tf.int64), seed)
+        rows = tf.random.experimental.stateless_shuffle(tf.range(number, dtype=tf.int64), _seed(params, epoch))
         return tf.data.Dataset.from_tensor_slices(rows)
 
     epoch, place = divmod(start_step * params.global_batch_size, number)
-    return tf.data.Dataset.range(epoch, np.iinfo(np.int64).max).flat_map(permutation).skip(place)
+    return _epochs(epoch).flat_map(permutation).skip(place)
+
+
+def order_in_buckets(buckets: np.ndarray, params: cfg.DataConfig, start_step: int) -> tf.data.Dataset:
+    """Returns the same for rows of which a batch has ones of about the same length.
+
+    In an epoch of training, the rows of a permutation that fill whole batches are sorted by their buckets and cut into
+    batches, which come in random order: few batches have rows of two buckets. The rest sits out this epoch. Evaluation
+    sees the rows of short buckets first.
+
+    Args:
+      buckets: of each row, the longer the higher, int [rows].
+      params, start_step: as for `order_of_rows`.
+    """
+    batch_size = params.global_batch_size
+    if not params.is_training:
+        order = np.argsort(buckets, kind="stable").astype(np.int64)
+        return tf.data.Dataset.from_tensor_slices(_filled_up(tf.constant(order), params))
+    batches = len(buckets) // batch_size
+    of_rows = tf.constant(buckets, tf.int32)
+
+    def permutation(epoch):
+        seed = _seed(params, epoch)
+        rows = tf.random.experimental.stateless_shuffle(tf.range(len(buckets), dtype=tf.int64), seed)
+        rows = rows[: batches * batch_size]
+        rows = tf.gather(rows, tf.argsort(tf.gather(of_rows, rows), stable=True))
+        rows = tf.random.experimental.stateless_shuffle(tf.reshape(rows, [batches, batch_size]), seed)
+        return tf.data.Dataset.from_tensor_slices(tf.reshape(rows, [-1]))
+
+    epoch, batch = divmod(start_step, batches)
+    return _epochs(epoch).flat_map(permutation).skip(batch * batch_size)
+
+
+def _filled_up(rows: tf.Tensor, params: cfg.DataConfig) -> tf.Tensor:
+    """Returns rows with -1 at the end, so that the last batch is full."""
+    return tf.concat([rows, tf.fill([-rows.shape[0] % params.global_batch_size], tf.constant(-1, tf.int64))], axis=0)
+
+
+def _seed(params: cfg.DataConfig, epoch: tf.Tensor) -> tf.Tensor:
+    return tf.random.fold_in(tf.constant([params.seed, 0], tf.int64), epoch)
+
+
+def _epochs(first: int) -> tf.data.Dataset:
+    return tf.data.Dataset.range(first, np.iinfo(np.int64).max)
 
 
 def share_of_batches(
@@ -90,10 +131,11 @@ def share_of_batches(
 
 def batches_of_rows(
     number: int,
-    encode: Callable[[tf.Tensor], dict[str, tf.Tensor]],
+    encode: Callable[..., dict[str, tf.Tensor]],
     params: cfg.DataConfig,
     input_context: Optional[tf.distribute.InputContext],
     start_step: int,
+    lengths: Optional[np.ndarray] = None,
 ) -> tf.data.Dataset:
     """Returns this input pipeline's batches from step `start_step` on, all of one static size.
 
@@ -101,23 +143,44 @@ def batches_of_rows(
 
     Args:
       number: of all rows.
-      encode: makes a batch, tensors [B] or [B, L], from the numbers of its rows, int64 [B].
+      encode: makes a batch, tensors [B, ...], from the numbers of its rows, int64 [B], and with `lengths` also from the
+        length to which its rows are padded, int64 []. What has two dimensions is padded to L, if nothing else is known.
       params: of the data: `is_training`, `global_batch_size`, `seq_length` L, `seed`.
       input_context: as for `share_of_batches`.
       start_step: as for `order_of_rows`.
+      lengths: to which each row may be padded, int [rows]; rows of a batch then have about the same, and the batch the
+        longest of the global batch's, whatever its share. None if all have L.
     """
-    rows = order_of_rows(number, params, start_step)
-    rows, batch_size = share_of_batches(rows, params.global_batch_size, input_context)
-    shape = [batch_size, params.seq_length]
+    if lengths is None:
+        rows = order_of_rows(number, params, start_step)
+        pairs = rows.map(lambda row: (row, tf.constant(params.seq_length, tf.int64)))
+    else:
+        rows = order_in_buckets(lengths, params, start_step)
+        of_rows = tf.constant(lengths, tf.int64)
 
-    def make(rows):
-        batch = encode(tf.maximum(rows, 0))
-        batch = {key: tf.ensure_shape(t, shape[: t.shape.rank]) for key, t in batch.items()}  # XLA wants them static
+        def with_longest(rows):
+            longest = tf.reduce_max(tf.where(rows >= 0, tf.gather(of_rows, tf.maximum(rows, 0)), 0))
+            return rows, tf.fill(tf.shape(rows), longest)
+
+        pairs = rows.batch(params.global_batch_size, drop_remainder=True).map(with_longest).unbatch()
+    pairs, batch_size = share_of_batches(pairs, params.global_batch_size, input_context)
+
+    def make(rows, longest):
+        given = [tf.maximum(rows, 0)] if lengths is None else [tf.maximum(rows, 0), longest[0]]
+        batch = {key: _of_static_shape(t, batch_size, params, lengths is None) for key, t in encode(*given).items()}
         return batch if params.is_training else dict(batch, row_weights=tf.cast(rows >= 0, tf.float32))
 
-    batches = rows.batch(batch_size, drop_remainder=True)
+    batches = pairs.batch(batch_size, drop_remainder=True)
     batches = batches.map(make, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     return (endless(batches) if params.is_training else batches).prefetch(tf.data.AUTOTUNE)
+
+
+def _of_static_shape(t: tf.Tensor, batch_size: int, params: cfg.DataConfig, is_padded: bool) -> tf.Tensor:
+    """Returns a batch's tensor with all of its shape that is known: XLA wants it."""
+    shape = [batch_size, *t.shape[1:]]
+    if t.shape.rank == 2 and shape[1] is None and is_padded:
+        shape[1] = params.seq_length
+    return tf.ensure_shape(t, shape)
 
 
 def endless(dataset: tf.data.Dataset) -> tf.data.Dataset:

@@ -1,31 +1,43 @@
-"""Labelled text from TSV, CSV or JSONL files, or from TensorFlow Datasets, as batches to classify or regress.
+"""Labelled text from files of any format, or from TensorFlow Datasets, as batches to classify or regress.
 
-Rows are text<TAB>label or text_a<TAB>text_b<TAB>label (in CSV the same columns; in JSONL the keys text, or text_a and
-text_b, and label). A first row of TSV or CSV whose last column is "label" is a header. Row g of training, counting from
-0 over all epochs, is at place g % N in the permutation of epoch g // N, which is keyed by (seed, epoch): what a step
-sees is a pure function of (data, seed, step).
+Which columns are texts and labels is told by their names; see columns.py. Row g of training, counting from 0 over all
+epochs, is at place g % N in the permutation of epoch g // N, which is keyed by (seed, epoch): what a step sees is a
+pure function of (data, seed, step).
 """
 
-import csv
 import dataclasses
-import json
+import hashlib
 import math
 import os
-from collections.abc import Iterator
-from typing import Optional
+from collections.abc import Sequence
+from typing import Any, Optional, Union
 
 import numpy as np
 import tensorflow as tf
 from official.core import config_definitions as cfg
 from official.nlp.data import data_loader_factory
 
+from shatter_tf.data import tables
 from shatter_tf.data.batches import TextDataConfig, batches_of_rows
-from shatter_tf.data.text import read_lines, whole_characters
+from shatter_tf.data.columns import Columns, choose, text_of
+from shatter_tf.data.records import Record
+from shatter_tf.data.streams import read_lines
+from shatter_tf.data.text import whole_characters
 from shatter_tf.data.tokenizer import Tokenizer
 from shatter_tf.data.vocabulary import read_vocabulary
 from shatter_tf.errors import UserError, argument, first_line, nearest
 
-EXTENSIONS = (".tsv", ".csv", ".jsonl")
+DEV_NAMES = ("dev", "validation", "valid", "val")
+# Files beside the data that may hold the names of labels that are numbers, one a line, from 0 on.
+_NAMES_FILES = ("labels.txt", "classes.txt", "label_names.txt")
+
+# What stands where there is no label.
+_MISSING = {"", "nan", "null", "<na>", "#n/a"}
+
+WINDOWS = "windows"
+LONG_TEXT = ("head", "tail", "head_tail", WINDOWS)
+
+_ALL, HELD_OUT, NOT_HELD_OUT = "all", "held_out", "not_held_out"
 
 
 @dataclasses.dataclass
@@ -34,105 +46,212 @@ class LabelledDataConfig(TextDataConfig):
 
     Attributes:
       labels: label names in the order of their ids; empty takes them, sorted, from the training rows. Without any, as
-        in regression, the rows' labels are numbers.
-      text_fields: features of a TFDS dataset that hold the text, or the two texts of a pair; empty takes all strings.
-      label_field: feature of a TFDS dataset that holds the label.
+        in regression, the rows' labels are numbers. Where the rows' labels are whole numbers, these are ids.
+      text_fields: columns, or features of a TFDS dataset, that hold the text, or the two texts of a pair; empty takes
+        those with well-known names, of TFDS all strings.
+      label_field: column, or feature, that holds the label; empty takes a well-known one. Several columns, with commas
+        between, hold 1 where a text has the label of that name.
+      label_separator: what stands between several labels of one text in one cell.
+      share: which of the rows are meant: all, held_out, a tenth of them by a hash of the text, or not_held_out.
+      long_text: what becomes of a text that is longer than seq_length: head, tail and head_tail cut it, and windows
+        reads it as several of that length; pairs are always cut.
+      max_windows: of one text; what is beyond is cut.
+      length_buckets: whether a batch has texts of about the same length, padded only to that. TPUs take one
+        length only.
+      label_mean, label_scale: of numbers, which are learned as (number - mean) / scale; follow from the training rows.
     """
 
     labels: list[str] = dataclasses.field(default_factory=list)
     text_fields: list[str] = dataclasses.field(default_factory=list)
-    label_field: str = "label"
+    label_field: str = ""
+    label_separator: str = ""
+    share: str = _ALL
+    long_text: str = "head"
+    max_windows: int = 8
+    length_buckets: bool = False
+    label_mean: float = 0.0
+    label_scale: float = 1.0
+
+    @property
+    def in_windows(self) -> bool:
+        """Whether long texts are read as several."""
+        return self.long_text == WINDOWS
+
+    def problems(self) -> list[str]:
+        found = super().problems()
+        if self.long_text not in LONG_TEXT:
+            found.append(f"long_text={self.long_text}: use {', '.join(LONG_TEXT)}{nearest(self.long_text, LONG_TEXT)}")
+        if self.max_windows < 1:
+            found.append(f"max_windows={self.max_windows} is not positive")
+        if not self.label_scale > 0:
+            found.append(f"label_scale={self.label_scale} is not positive")
+        return found
+
+
+Label = Union[str, tuple[str, ...]]
 
 
 @dataclasses.dataclass
 class Row:
-    """One labelled text; `where` is its location, for messages."""
+    """One labelled text, or pair of texts; several labels are a tuple. `where` is its location, for messages."""
 
     texts: tuple[str, ...]
-    label: str
+    label: Label
     where: str
 
 
-def find_file(data_dir: str, split: str, extensions: tuple[str, ...] = EXTENSIONS) -> str:
-    """Returns the one file of a split ("train" or "dev") in `data_dir`; raises UserError."""
-    candidates = [os.path.join(data_dir, split + extension) for extension in extensions]
-    found = [path for path in candidates if tf.io.gfile.exists(path)]
-    if len(found) != 1:
-        choices = f"{', '.join(extensions[:-1])} or {extensions[-1]}"
-        problem = f"both {found[0]} and {found[1]} exist" if found else f"no {split}{choices}"
-        raise UserError(f"{argument('data_dir')}={data_dir}: {problem}")
-    return found[0]
-
-
-def read_rows(path: str) -> list[Row]:
-    """Returns the rows of a file, without the header of a TSV or CSV file: a first row whose last column is "label".
+def choose_files(train: LabelledDataConfig, validation: LabelledDataConfig, data_dir: Optional[str]) -> None:
+    """Sets the files to train and validate on that are not set; without one to validate on, some rows are held out.
 
     Raises:
-      UserError: with file and line, for a row with another number of columns than the first, an empty text or a missing
-        label, or JSON values of other types; and for a file that is missing, empty or not UTF-8.
+      UserError: when there is none to train on.
     """
-    if not tf.io.gfile.exists(path):
-        raise UserError(f"{path}: no such file")
-    extension = os.path.splitext(path)[1]
-    if extension not in EXTENSIONS:
-        raise UserError(f"{path}: the name must end in {', '.join(EXTENSIONS)}")
-    reader = {".tsv": _read_tsv, ".csv": _read_csv, ".jsonl": _read_jsonl}[extension]
+    if train.tfds_name or validation.tfds_name:
+        return
+    if data_dir and not train.input_path:
+        train.input_path = tables.find_file(data_dir, ["train"])
+        if not train.input_path and tables.is_table(data_dir):  # a single dataset that `datasets` saved
+            train.input_path = data_dir
+        if not train.input_path:
+            there = ", ".join(sorted(tf.io.gfile.listdir(data_dir))[:10]) or "nothing"
+            names = f"train{', train'.join(tables.EXTENSIONS)}"
+            raise UserError(
+                f"{argument('data_dir')}={data_dir}: it has none of {names}, but {there}; {argument('train_file')} "
+                "takes any name"
+            )
+    if data_dir and not validation.input_path and train.input_path != data_dir:
+        validation.input_path = tables.find_file(data_dir, DEV_NAMES) or ""
+    if not validation.input_path:
+        validation.input_path = train.input_path
+        train.share, validation.share = NOT_HELD_OUT, HELD_OUT
+
+
+def read_rows(
+    path: str,
+    text_fields: Sequence[str] = (),
+    label_field: str = "",
+    label_separator: str = "",
+    labels: Sequence[str] = (),
+) -> tuple[list[Row], Columns]:
+    """Returns the rows of a file, and which of its columns they are from.
+
+    Args:
+      path: a table of any format.
+      text_fields, label_field, label_separator, labels: as in LabelledDataConfig.
+
+    Raises:
+      UserError: with file and line, for an empty text or a missing label, and for values of other types; and for a file
+        that cannot be read, or whose columns are not clear.
+    """
+    table = tables.read_table(path, [*text_fields, *label_field.split(",")])
+    columns = choose(table, text_fields, label_field)
     rows = []
-    columns = 0
-    for i, (line, fields) in enumerate(reader(path)):
-        where = f"{path}:{line}"
-        fields = tuple(field.strip() for field in fields)
-        if i == 0 and extension != ".jsonl" and fields[-1].lower() == "label":
-            continue
-        columns = columns or len(fields)
-        if len(fields) not in (2, 3):
-            raise UserError(f"{where}: {len(fields)} column(s); expected text, label or text_a, text_b, label")
-        if len(fields) != columns:
-            raise UserError(f"{where}: {len(fields)} columns, but the first row has {columns}")
-        if not fields[-1]:
-            raise UserError(f"{where}: the label is empty")
-        if not all(fields[:-1]):
-            raise UserError(f"{where}: the text is empty")
-        rows.append(Row(fields[:-1], fields[-1], where))
+    for record in table.rows:
+        texts = tuple(text_of(record, name) for name in columns.texts)
+        rows.append(Row(texts, _label(record, columns.labels, label_separator, labels), record.where))
     if not rows:
         raise UserError(f"{path}: the file has no rows")
-    return rows
+    if len(columns.labels) == 1:
+        names = list(labels) or table.names.get(columns.labels[0]) or names_beside(path)
+        if names and (said := _name_numbers(rows, names)):
+            columns.note += said
+            columns.names = names
+    return rows, columns
 
 
-def _read_tsv(path: str) -> Iterator[tuple[int, list[str]]]:
-    for number, line in enumerate(read_lines(path), 1):
-        if line.strip():
-            yield number, line.split("\t")
+def _label(record: Record, columns: list[str], separator: str, known: Sequence[str]) -> Label:
+    """Returns a row's label, or labels; raises UserError where there is none."""
+    if len(columns) > 1:
+        return tuple(name for name in columns if _is_set(record, name))
+    (name,) = columns
+    value = record.values.get(name)
+    if isinstance(value, list):
+        return tuple(dict.fromkeys(_one_label(record, name, item, known) for item in value))
+    if separator and isinstance(value, str):
+        return tuple(dict.fromkeys(part.strip() for part in value.split(separator) if part.strip()))
+    return _one_label(record, name, value, known)
 
 
-def _read_csv(path: str) -> Iterator[tuple[int, list[str]]]:
-    csv.field_size_limit(2**31 - 1)  # its default is 131,072 characters
-    reader = csv.reader((line + "\n" for line in read_lines(path)), strict=True)
-    try:
-        for fields in reader:
-            if fields:
-                yield reader.line_num, fields
-    except csv.Error as error:
-        raise UserError(f"{path}:{reader.line_num}: {error}") from error
+def _is_set(record: Record, name: str) -> bool:
+    """Returns whether a column of zeros and ones has a one."""
+    value = str(record.values.get(name)).strip().lower()
+    if value in ("1", "1.0", "true"):
+        return True
+    if value in ("0", "0.0", "false"):
+        return False
+    raise UserError(f"{record.where}: {name} is {value[:40]}; where labels have columns of their own, give 0 or 1")
 
 
-def _read_jsonl(path: str) -> Iterator[tuple[int, list[str]]]:
-    for number, line in enumerate(read_lines(path), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{path}:{number}: not JSON ({error})") from error
-        keys = ("text_a", "text_b", "label") if isinstance(row, dict) and "text_a" in row else ("text", "label")
-        missing = [key for key in keys if not isinstance(row, dict) or row.get(key) is None]
-        if missing:
-            raise UserError(f"{path}:{number}: no {' and no '.join(missing)}")
-        for key in keys:
-            kinds, expected = ((str, int, float), "a string or a number") if key == "label" else (str, "a string")
-            if not isinstance(row[key], kinds) or isinstance(row[key], bool):
-                raise UserError(f"{path}:{number}: the {key} is {json.dumps(row[key])[:40]}; expected {expected}")
-        yield number, [whole_characters(str(row[key])) for key in keys]
+def _one_label(record: Record, name: str, value: Any, known: Sequence[str]) -> str:
+    what = f"{record.where}: the label (column {name!r})"
+    if value is None and name not in record.values:
+        raise UserError(f"{what} is missing; there are {', '.join(map(repr, record.values))}")
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and math.isfinite(value) and value == int(value):
+        value = int(value)  # how whole numbers come out of a column that has gaps
+    if not (value is None or isinstance(value, (str, int, float))):
+        raise UserError(f"{what} is {str(value)[:40]}; expected a string or a number")
+    label = "" if value is None else whole_characters(str(value)).strip()
+    if label.lower() in _MISSING and label not in known:
+        is_none = f"is {label}, which stands for none" if label else "is empty"
+        raise UserError(f"{what} {is_none}; leave the row out, or give it a label")
+    return label
+
+
+def names_beside(path: str) -> list[str]:
+    """Returns the names of labels that are numbers, from a file beside the data; empty if there is none."""
+    for name in _NAMES_FILES:
+        beside = os.path.join(os.path.dirname(path), name)
+        if tf.io.gfile.exists(beside):
+            return [line.strip() for line in read_lines(beside) if line.strip()]
+    return []
+
+
+def _name_numbers(rows: list[Row], names: Sequence[str]) -> str:
+    """Replaces labels that are whole numbers by the names of these; returns a note on that.
+
+    Raises:
+      UserError: for a number that has no name.
+    """
+    are_numbers = all(part.lstrip("-").isdigit() for row in rows for part in parts(row.label))
+    if not are_numbers or all(name.isdigit() for name in names):
+        return ""
+
+    def name(row: Row, part: str) -> str:
+        if not 0 <= int(part) < len(names):
+            what = "the row has no label" if part == "-1" else f"the label {part} has no name"
+            raise UserError(f"{row.where}: {what}; the names are {', '.join(names[:10])}, from 0 on")
+        return names[int(part)]
+
+    for row in rows:
+        named = tuple(name(row, part) for part in parts(row.label))
+        row.label = named if isinstance(row.label, tuple) else named[0]
+    return f"; labels 0 to {len(names) - 1} stand for {', '.join(names[:5])}{', …' if len(names) > 5 else ''}"
+
+
+def parts(label: Label) -> tuple[str, ...]:
+    """Returns the labels of a text as a tuple."""
+    return label if isinstance(label, tuple) else (label,)
+
+
+def hold_out(rows: list[Row]) -> tuple[list[Row], list[Row]]:
+    """Returns the rows to train on, and a tenth of them to validate on, which a hash of the texts chooses.
+
+    Rows with the same texts stay together.
+
+    Raises:
+      UserError: when that leaves none for one of them.
+    """
+    keys = [hashlib.blake2b("\t".join(row.texts).encode(), digest_size=8).digest() for row in rows]
+    if len(set(keys)) == 1 < len(keys):
+        raise UserError(f"{rows[0].where}: all {len(rows)} rows have the same text; none can be held out")
+    last = sorted(keys)[math.ceil(len(rows) / 10) - 1]
+    train = [row for row, key in zip(rows, keys, strict=True) if key > last]
+    held_out = [row for row, key in zip(rows, keys, strict=True) if key <= last]
+    if not train:
+        raise UserError(f"{rows[0].where}: {len(rows)} rows are too few to hold some out; give {argument('dev_file')}")
+    return train, held_out
 
 
 def open_tfds(params: cfg.DataConfig):
@@ -148,37 +267,48 @@ def open_tfds(params: cfg.DataConfig):
         raise UserError(f"{where}: {first_line(error)}") from error
 
 
-def read_tfds(params: LabelledDataConfig) -> list[Row]:
-    """Returns the rows of a TensorFlow Datasets split; label numbers become the dataset's label names."""
+def read_tfds(params: LabelledDataConfig) -> tuple[list[Row], Columns]:
+    """Returns the rows of a TensorFlow Datasets split, and which features they are from.
+
+    Label numbers become the dataset's label names.
+    """
+    label_field = params.label_field or "label"
     source = f"tfds_name={params.tfds_name}"
     dataset, info = open_tfds(params)
     strings = [name for name, feature in info.features.items() if feature.dtype in (tf.string, np.str_, str, object)]
-    text_fields = list(params.text_fields) or [name for name in strings if name != params.label_field]
-    for name in (*text_fields, params.label_field):
+    text_fields = list(params.text_fields) or [name for name in strings if name != label_field]
+    for name in (*text_fields, label_field):
         if name not in info.features:
             raise UserError(f"{source}: no feature {name!r}{nearest(name, info.features)}")
     if len(text_fields) not in (1, 2):
         raise UserError(f"{source}: {len(text_fields)} text features ({', '.join(text_fields)}); set text_fields")
-    names = getattr(info.features[params.label_field], "names", None)
+    names = getattr(info.features[label_field], "names", None)
     rows = []
     for i, example in enumerate(dataset.as_numpy_iterator()):
-        label = example[params.label_field]
+        label = example[label_field]
         where = f"{source}, {params.tfds_split}[{i}]"
         if names and label < 0:
             raise UserError(f"{where}: the row has no label")
         text = tuple(example[name].decode("utf-8", "replace") for name in text_fields)
         label = names[label] if names else label.decode("utf-8", "replace") if isinstance(label, bytes) else str(label)
         rows.append(Row(text, label, where))
-    return rows
+    note = f"{source}, {params.tfds_split}: texts from {', '.join(text_fields)}, label from {label_field}"
+    return rows, Columns(text_fields, [label_field], note)
 
 
-def load_rows(params: LabelledDataConfig) -> list[Row]:
-    """Returns the rows that a config names; raises UserError."""
+def load_rows(params: LabelledDataConfig) -> tuple[list[Row], Columns]:
+    """Returns the rows that a config names, and which columns they are from; raises UserError."""
     if params.tfds_name:
         return read_tfds(params)
     if not params.input_path:
-        raise UserError(f"no labelled text: give {argument('data_dir')}, or task.train_data.tfds_name")
-    return read_rows(params.input_path)
+        given = f"{argument('data_dir')}, {argument('train_file')}"
+        raise UserError(f"no labelled text: give {given}, or task.train_data.tfds_name")
+    rows, columns = read_rows(
+        params.input_path, params.text_fields, params.label_field, params.label_separator, params.labels
+    )
+    if params.share != _ALL:
+        rows = hold_out(rows)[params.share == HELD_OUT]
+    return rows, columns
 
 
 def label_ids(rows: list[Row], labels: list[str]) -> np.ndarray:
@@ -191,18 +321,52 @@ def label_ids(rows: list[Row], labels: list[str]) -> np.ndarray:
     return np.array([ids[row.label] for row in rows], np.int32)
 
 
+def label_sets(rows: list[Row], labels: list[str]) -> np.ndarray:
+    """Returns 1 for each of the labels that a row has, int32 [rows, labels]; raises UserError as `label_ids` does."""
+    flat = [Row(row.texts, label, row.where) for row in rows for label in row.label]
+    number = np.repeat(np.arange(len(rows)), [len(row.label) for row in rows])
+    sets = np.zeros([len(rows), len(labels)], np.int32)
+    sets[number, label_ids(flat, labels)] = 1
+    return sets
+
+
 def label_numbers(rows: list[Row]) -> np.ndarray:
-    """Returns the rows' labels as numbers, float32 [rows]; raises UserError at one that is no finite number."""
-    numbers = np.zeros(len(rows), np.float32)
+    """Returns the rows' labels as numbers, float64 [rows]; raises UserError at one that is no finite number."""
+    numbers = np.zeros(len(rows))
     with np.errstate(over="ignore"):
         for i, row in enumerate(rows):
             try:
                 numbers[i] = float(row.label)
-            except ValueError:
+            except (ValueError, TypeError):
                 numbers[i] = math.nan
-            if not math.isfinite(numbers[i]):
+            if not math.isfinite(np.float32(numbers[i])):
                 raise UserError(f"{row.where}: the label {row.label!r} is not a finite number")
     return numbers
+
+
+def encode_segments(
+    tokenizer: Tokenizer, segments: list[tf.RaggedTensor], params: LabelledDataConfig
+) -> dict[str, tf.RaggedTensor]:
+    """Returns the encoder's inputs for a text, or a pair, as tokens, ragged int32 [B, tokens]; yet to be padded."""
+    if len(segments) > 1:
+        return tokenizer.combine(segments, params.seq_length)
+    if params.in_windows:
+        return tokenizer.cut(segments[0], params.seq_length, params.max_windows)
+    return tokenizer.combine(segments, params.seq_length, params.long_text)
+
+
+def padded_lengths(lengths: np.ndarray, params: LabelledDataConfig) -> np.ndarray:
+    """Returns the lengths to which inputs of the given lengths are padded: a few that differ, int64 [rows].
+
+    Example:
+    >>> padded_lengths(np.array([3, 40, 65, 128, 129, 600]), LabelledDataConfig(long_text="windows")).tolist()
+    [32, 64, 128, 128, 256, 1024]
+    """
+    longest = params.seq_length * (params.max_windows if params.in_windows else 1)
+    sizes = [size for size in (params.seq_length // 4, params.seq_length // 2) if size >= 16] + [params.seq_length]
+    while sizes[-1] < longest:
+        sizes.append(min(2 * sizes[-1], longest))
+    return np.array(sizes)[np.searchsorted(sizes, lengths)]
 
 
 @data_loader_factory.register_data_loader_cls(LabelledDataConfig)
@@ -213,27 +377,37 @@ class LabelledDataLoader:
         self, params: LabelledDataConfig, rows: Optional[list[Row]] = None, tokenizer: Optional[Tokenizer] = None
     ):
         self.params = params
-        rows = rows or load_rows(params)
-        self.label_ids = label_ids(rows, params.labels) if params.labels else label_numbers(rows)
-        self.texts = [
-            np.array([text.encode() for text in column], object)
-            for column in zip(*(r.texts for r in rows), strict=True)
-        ]
+        rows = rows or load_rows(params)[0]
+        self.label_ids = _targets(rows, params)
         self.tokenizer = tokenizer or Tokenizer(read_vocabulary(params.vocab_file), params.lower_case)
+        self.segments = [self.tokenizer.tokenize_all(column) for column in zip(*(r.texts for r in rows), strict=True)]
 
     def load(self, input_context: Optional[tf.distribute.InputContext] = None, start_step: int = 0) -> tf.data.Dataset:
         """Returns batches from step `start_step` on, of this input pipeline's share of the global batch.
 
-        Each has the encoder's inputs, int32 [B, L], and `label_ids`, int32 [B], or float32 [B] where labels are
-        numbers; in evaluation also `row_weights`, see `batches_of_rows`.
+        Each has the encoder's inputs, int32 [B, L], and `label_ids`, int32 [B], for several labels of a text int32
+        [B, labels], or float32 [B] where labels are numbers; in evaluation also `row_weights`, see `batches_of_rows`.
         """
-        texts = [tf.constant(column) for column in self.texts]
+        params = self.params
         labels = tf.constant(self.label_ids)
-        length = self.params.seq_length
+        length = params.seq_length * (params.max_windows if params.in_windows else 1)
 
-        def encode(rows):
-            columns = [tf.gather(column, rows) for column in texts]
-            encoded = self.tokenizer.encode(columns[0], columns[1] if len(columns) > 1 else None, length)
+        def encode(rows, length=length):
+            encoded = encode_segments(self.tokenizer, [tf.gather(s, rows) for s in self.segments], params)
             return dict(self.tokenizer.pad(encoded, length), label_ids=tf.gather(labels, rows))
 
-        return batches_of_rows(len(self.label_ids), encode, self.params, input_context, start_step)
+        on_tpus = isinstance(tf.distribute.get_strategy(), tf.distribute.TPUStrategy)  # which take one length only
+        lengths = padded_lengths(self.lengths, params) if params.length_buckets and not on_tpus else None
+        return batches_of_rows(len(self.label_ids), encode, params, input_context, start_step, lengths)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """The length of each row's input in tokens, int64 [rows]."""
+        return encode_segments(self.tokenizer, self.segments, self.params)["input_word_ids"].row_lengths().numpy()
+
+
+def _targets(rows: list[Row], params: LabelledDataConfig) -> np.ndarray:
+    """Returns what is learned: ids, zeros and ones for several labels, or numbers."""
+    if not params.labels:
+        return ((label_numbers(rows) - params.label_mean) / params.label_scale).astype(np.float32)
+    return label_sets(rows, params.labels) if isinstance(rows[0].label, tuple) else label_ids(rows, params.labels)

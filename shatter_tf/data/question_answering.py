@@ -5,9 +5,12 @@ A context that does not fit beside its question is read in windows, as BERT does
 Tokens, spans and windows are computed at the start; batches are laid out when they are due.
 """
 
+import bisect
 import dataclasses
+import functools
 import itertools
 import json
+import unicodedata
 from collections.abc import Iterator
 from typing import Optional
 
@@ -102,7 +105,8 @@ def _get(item, key: str, kind: type, where: str):
 def read_squad(path: str) -> Squad:
     """Returns what a file in SQuAD's format holds, version 1.1 or 2.0.
 
-    An answer whose text does not stand at its answer_start (in characters) has no span; if that is more than 1
+    An answer may be composed where its context is decomposed, or the other way round, and its answer_start may count
+    the characters of either. One whose text does not stand at its answer_start has no span; if that is more than 1
     answer in 100, the file is refused.
 
     Raises:
@@ -166,9 +170,16 @@ def _squad(content, path: str) -> Squad:
         raise UserError(f"{path}: no questions in it")
     number = sum(len(question.answers) for question in questions)
     if len(misplaced) * _MOST_MISPLACED > number:
+        first = next(question for question in questions if question.id == misplaced[0])
+        context = contexts[first.context]
         raise UserError(
-            f"{path}: question {misplaced[0]!r}: the answer's text does not stand at its answer_start, as in "
+            f"{path}: question {first.id!r}: the answer's text does not stand at its answer_start, as in "
             f"{len(misplaced)} of {number} answers; answer_start counts characters of the context from 0"
+            + (
+                "; here text and context differ in their Unicode normal forms (NFC, NFD): count in the context as it is"
+                if any(_decompose(text) in _decompose(context) and text not in context for text in first.answers)
+                else ""
+            )
         )
     return Squad(path, contexts, questions, misplaced)
 
@@ -193,9 +204,38 @@ def _answers(qa: dict, context: str, where: str) -> tuple[tuple[str, ...], list[
         text = _get(answer, "text", str, where)
         begin = _get(answer, "answer_start", int, where)
         texts.append(text)
-        if begin >= 0 and text.strip() and context.startswith(text, begin):
+        if begin < 0 or not text.strip():
+            continue
+        if context.startswith(text, begin):
             spans.append((begin, begin + len(text)))
+        elif (span := _span_in_other_form(text, begin, context)) is not None:
+            spans.append(span)
     return tuple(texts), spans
+
+
+_decompose = functools.partial(unicodedata.normalize, "NFD")
+
+
+@functools.lru_cache(maxsize=1)  # a context has several questions
+def _decomposed_places(context: str) -> list[int]:
+    """Returns where each character of a text, and its end, is in the decomposed text."""
+    return [0, *itertools.accumulate(len(_decompose(character)) for character in context)]
+
+
+def _span_in_other_form(text: str, begin: int, context: str) -> Optional[tuple[int, int]]:
+    """Returns the span of an answer in another normal form than its context, in characters of the context, or None.
+
+    `begin` may count characters of the context as it is, decomposed, or composed.
+    """
+    places, decomposed, wanted = _decomposed_places(context), _decompose(context), _decompose(text)
+    composed = unicodedata.normalize("NFC", context)
+    for first in (places[min(begin, len(context))], begin, len(_decompose(composed[:begin]))):
+        last = first + len(wanted)
+        if decomposed.startswith(wanted, first) and not unicodedata.combining((decomposed + " ")[last]):
+            span = bisect.bisect_left(places, first), bisect.bisect_left(places, last)
+            if [places[place] for place in span] == [first, last]:  # else it begins or ends inside a character
+                return span
+    return None
 
 
 def windows(

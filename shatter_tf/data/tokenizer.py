@@ -1,7 +1,9 @@
 """One tokenizer for preparing, training and serving: WordPiece as TensorFlow operations."""
 
-from typing import Optional
+from collections.abc import Sequence
+from typing import Optional, Union
 
+import numpy as np
 import tensorflow as tf
 import tensorflow_text as tf_text
 
@@ -13,6 +15,8 @@ COMPOSED_WITH_WHAT_IS_BEFORE = r"[\p{M}\x{1161}-\x{1175}\x{11A8}-\x{11C2}]"
 
 # Longer words are unknown. In Thai, what is between two spaces may be a sentence, and a letter has three bytes.
 _WORD_BYTES = 1000
+
+_CHUNK = 256  # texts that are tokenized at a time
 
 
 class Tokenizer(tf.Module):
@@ -50,6 +54,17 @@ class Tokenizer(tf.Module):
     def tokenize(self, text: tf.Tensor) -> tf.RaggedTensor:
         """Returns the ids of strings [B] as a ragged int32 [B, tokens], without special tokens."""
         return self._wordpiece.tokenize(normalize_unicode(text, self.lower_case))
+
+    def tokenize_all(self, texts: Sequence[str]) -> tf.RaggedTensor:
+        """Returns the tokens of texts as `tokenize` does, on all cores; not for graphs.
+
+        Example:
+        >>> Tokenizer([*SPECIAL_TOKENS, "a", "b"], lower_case=True).tokenize_all(["a b", "", "b"]).to_list()
+        [[5, 6], [], [6]]
+        """
+        chunks = tf.data.Dataset.from_tensor_slices(np.array([text.encode() for text in texts], object)).batch(_CHUNK)
+        chunks = chunks.map(lambda chunk: self.tokenize(chunk), num_parallel_calls=tf.data.AUTOTUNE)
+        return tf.concat([*chunks], axis=0)
 
     def tokenize_with_offsets(self, text: tf.Tensor) -> tuple[tf.RaggedTensor, tf.RaggedTensor, tf.RaggedTensor]:
         """Returns the ids of strings [B], and the bytes of `text` at which each of them begins and ends.
@@ -102,7 +117,7 @@ class Tokenizer(tf.Module):
         >>> encoded["input_word_ids"].to_list(), encoded["input_type_ids"].to_list()
         ([[2, 5, 5, 5, 3, 6, 3]], [[0, 0, 0, 0, 0, 1, 1]])
         """
-        return self._combine([self.tokenize(part) for part in (text, pair) if part is not None], seq_length)
+        return self.combine([self.tokenize(part) for part in (text, pair) if part is not None], seq_length)
 
     def encode_with_masks(self, text: tf.Tensor, seq_length: int) -> dict[str, tf.RaggedTensor]:
         """Encodes single texts as `encode` does, with each "[MASK]" as that token.
@@ -118,7 +133,7 @@ class Tokenizer(tf.Module):
         # One mask before each piece; the first of a text is one too many.
         masks = tf.fill([tokens.nrows(), 1], self.mask_id)
         tokens = pieces.with_flat_values(tf.concat([masks, tokens], axis=1)).merge_dims(1, 2)[:, 1:]
-        return self._combine([tokens], seq_length)
+        return self.combine([tokens], seq_length)
 
     def encode_words(
         self, words: tf.RaggedTensor, seq_length: int
@@ -150,20 +165,64 @@ class Tokenizer(tf.Module):
         # A word begins after the pieces of all words before it, less those of the sentences before.
         first = pieces.row_starts() - tf.gather(tokens.row_starts(), words.value_rowids()) + 1
         first = tf.ragged.boolean_mask(words.with_flat_values(first), words.with_flat_values(first < seq_length - 1))
-        return self._combine([tokens], seq_length), first
+        return self.combine([tokens], seq_length), first
 
-    def _combine(self, segments: list[tf.RaggedTensor], seq_length: int) -> dict[str, tf.RaggedTensor]:
-        """Returns the result of `encode` for one or two segments of tokens, without special ones."""
+    def combine(
+        self, segments: list[tf.RaggedTensor], seq_length: int, keep: str = "head"
+    ) -> dict[str, tf.RaggedTensor]:
+        """Returns what `encode` does for one or two segments of tokens, ragged int32 [B, tokens].
+
+        Args:
+          segments: without special tokens.
+          seq_length: longest result, special tokens included.
+          keep: what remains of one segment that is too long: its "head", its "tail", or "head_tail", a quarter of
+            `seq_length` from its head and the rest from its tail (Sun et al. 2019, arXiv 1905.05583, section 5.3.1).
+
+        Example:
+        >>> tokenizer = Tokenizer([*SPECIAL_TOKENS, "a", "b"], lower_case=True)
+        >>> tokens = tf.ragged.constant([[5, 5, 5, 6, 6, 6]])
+        >>> tokenizer.combine([tokens], 6, "head_tail")["input_word_ids"].to_list()
+        [[2, 5, 6, 6, 6, 3]]
+        """
         budget = seq_length - 1 - len(segments)
         if len(segments) == 1:
-            limits = [budget]
+            segments = [_truncate(segments[0], budget, dict(head=None, tail=0, head_tail=budget // 4)[keep])]
         else:  # each may have half, and what the other leaves
             first, second = (segment.row_lengths() for segment in segments)
             limits = [tf.maximum(budget - second, budget - budget // 2), tf.maximum(budget - first, budget // 2)]
-        segments = [_truncate(segment, limit) for segment, limit in zip(segments, limits, strict=True)]
+            segments = [_truncate(segment, limit) for segment, limit in zip(segments, limits, strict=True)]
 
         word_ids, type_ids = tf_text.combine_segments(segments, self.cls_id, self.sep_id)
         return dict(input_word_ids=word_ids, input_type_ids=type_ids)
+
+    def cut(self, tokens: tf.RaggedTensor, seq_length: int, most: int) -> dict[str, tf.RaggedTensor]:
+        """Returns windows, [CLS] tokens [SEP] each, of which all but a text's last are `seq_length` ids long.
+
+        Args:
+          tokens: without special tokens, ragged int32 [B, tokens].
+          seq_length: of a window, special tokens included.
+          most: windows; what is beyond is cut off.
+
+        Returns:
+          as `encode`, ragged int32 [B, <= most * seq_length].
+
+        Example:
+        >>> tokenizer = Tokenizer([*SPECIAL_TOKENS, "a", "b"], lower_case=True)
+        >>> tokens = tf.ragged.constant([[5, 6, 5, 6, 5], [6], []], dtype=tf.int32)
+        >>> tokenizer.cut(tokens, 4, 2)["input_word_ids"].to_list()
+        [[2, 5, 6, 3, 2, 5, 6, 3], [2, 6, 3], [2, 3]]
+        """
+        room = seq_length - 2
+        tokens = _truncate(tokens, most * room)
+        lengths = tokens.row_lengths()
+        windows = tf.maximum(-(-lengths // room), 1)
+
+        # As one row for each window.
+        text = tf.repeat(tf.range(tf.size(windows)), windows)
+        place = tf.range(tf.size(text, tf.int64)) - tf.gather(tf.cumsum(windows, exclusive=True), text)
+        of_window = tf.minimum(tf.gather(lengths, text) - place * room, room)
+        combined = self.combine([tf.RaggedTensor.from_row_lengths(tokens.flat_values, of_window)], seq_length)
+        return {name: tf.RaggedTensor.from_row_lengths(t, windows).merge_dims(1, 2) for name, t in combined.items()}
 
     def wordpieces(self, ids: tf.Tensor) -> tf.Tensor:
         """Returns the wordpieces, strings, of ids of any shape."""
@@ -174,11 +233,13 @@ class Tokenizer(tf.Module):
         ordinary = tf.constant(is_ordinary(self._vocabulary))
         return tf.concat([ordinary, tf.zeros([size - self.vocabulary_size], tf.bool)], axis=0)
 
-    def pad(self, encoded: dict[str, tf.RaggedTensor], length: Optional[int] = None) -> dict[str, tf.Tensor]:
+    def pad(
+        self, encoded: dict[str, tf.RaggedTensor], length: Union[int, tf.Tensor, None] = None
+    ) -> dict[str, tf.Tensor]:
         """Returns the encoder's inputs, int32 [B, length], padded; `length` None is the batch's longest."""
         word_ids = encoded["input_word_ids"]
         type_ids = encoded["input_type_ids"]
-        shape = [None, length]
+        shape = tf.stack([-1, tf.cast(length, tf.int64)]) if tf.is_tensor(length) else [None, length]
         return dict(
             input_word_ids=word_ids.to_tensor(self.pad_id, shape=shape),
             input_mask=tf.ones_like(word_ids).to_tensor(0, shape=shape),
@@ -221,12 +282,17 @@ def _before_nfc(
     return move(begins, begin, "right"), move(ends, end, "left")
 
 
-def _truncate(tokens: tf.RaggedTensor, limit) -> tf.RaggedTensor:
-    """Keeps the first `limit` (a scalar or [B]) tokens of each row."""
-    keep = tf.minimum(tokens.row_lengths(), tf.cast(limit, tf.int64))
+def _truncate(tokens: tf.RaggedTensor, limit, head: Optional[int] = None) -> tf.RaggedTensor:
+    """Keeps at most `limit` (a scalar or [B]) tokens of each row: the first, or only `head` of these and the last."""
+    lengths = tokens.row_lengths()
+    keep = tf.minimum(lengths, tf.cast(limit, tf.int64))
     rows = tokens.value_rowids()
 
     # Ragged slices and comparisons would take far more operations, in every graph that is served.
     place = tf.range(tf.size(rows, tf.int64)) - tf.gather(tokens.row_starts(), rows)
-    kept = tf.boolean_mask(tokens.flat_values, place < tf.gather(keep, rows))
+    if head is None:
+        is_kept = place < tf.gather(keep, rows)
+    else:
+        is_kept = (place < head) | (place >= tf.gather(lengths - keep, rows) + head)
+    kept = tf.boolean_mask(tokens.flat_values, is_kept)
     return tf.RaggedTensor.from_row_lengths(kept, keep, validate=False)

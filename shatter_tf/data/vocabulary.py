@@ -1,8 +1,10 @@
 """WordPiece vocabularies: read, checked, trained."""
 
+import collections
 import hashlib
+import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -18,10 +20,15 @@ _CHARACTERS = 1000
 _COVERAGE = 0.9995
 
 _CHUNK_CHARACTERS = 1 << 18  # normalized at a time
+_REPEATED = 1_000  # times that a word is in one text that the trainer gets
 
 # Wordpieces for texts of fewer bytes.
 _SIZES = ((20e6, 4096), (500e6, 8192), (2e9, 16384))
 _LARGEST = 30522
+
+# How each piece of another kind of vocabulary may look; WordPiece marks what continues a word, by ##.
+_OTHER_KINDS = {"SentencePiece": r"▁.|.*\t-?[\d.]+(e-?\d+)?$", "byte-level BPE": r"Ġ.", "BPE": r".+</w>$"}
+_SHARE = 0.05  # of the pieces, at least, are marked in each kind's own way
 
 PAD, UNKNOWN, CLS, SEP, MASK = SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
@@ -29,21 +36,38 @@ PAD, UNKNOWN, CLS, SEP, MASK = SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SE
 def read_vocabulary(path: str) -> list[str]:
     """Returns the wordpieces of a vocab.txt, one a line; the line number is the id.
 
+    Blank lines at the end are ignored.
+
     Raises:
-      UserError: when the file is missing or empty, lacks a special token, or repeats a wordpiece.
+      UserError: when the file is missing or empty, is not WordPiece, lacks a special token, or repeats a wordpiece.
     """
     if not tf.io.gfile.exists(path):
         raise UserError(f"{path}: no such vocabulary file")
     with tf.io.gfile.GFile(path, "rb") as f:
         try:
-            vocabulary = f.read().decode("utf-8").replace("\r\n", "\n").removesuffix("\n").split("\n")
+            vocabulary = f.read().decode("utf-8").replace("\r\n", "\n").rstrip("\n").split("\n")
         except UnicodeDecodeError as error:
             raise UserError(f"{path}: invalid UTF-8 at byte {error.start}") from error
         except tf.errors.OpError as error:
             raise UserError(f"{path}: cannot be read ({first_line(error)})") from error
 
+    _check_kind(vocabulary, path)
     check_vocabulary(vocabulary, path)
     return vocabulary
+
+
+def _check_kind(vocabulary: list[str], path: str) -> None:
+    """Raises UserError for a vocabulary of another kind than WordPiece."""
+    least = _SHARE * len(vocabulary)
+    if sum(piece.startswith("##") for piece in vocabulary) >= least:
+        return
+    for kind, pattern in _OTHER_KINDS.items():
+        marked = [piece for piece in vocabulary if re.match(pattern, piece)]
+        if len(marked) >= max(least, 1):
+            raise UserError(
+                f"{path}:{vocabulary.index(marked[0]) + 1}: {marked[0]!r}: this is a {kind} vocabulary; WordPiece is "
+                "needed: give the vocab.txt of a BERT, or train one with `shatter prepare`"
+            )
 
 
 def check_vocabulary(vocabulary: list[str], path: str) -> None:
@@ -64,6 +88,11 @@ def check_vocabulary(vocabulary: list[str], path: str) -> None:
 def vocabulary_hash(vocabulary: list[str]) -> str:
     """Returns the SHA-256 that tells whether a corpus and a checkpoint share a vocabulary."""
     return hashlib.sha256("\n".join(vocabulary).encode()).hexdigest()
+
+
+def is_of_hash(vocabulary: list[str], sha256: str) -> bool:
+    """Returns whether `sha256` is the hash of a vocabulary; older versions took a blank last line for a wordpiece."""
+    return sha256 in (vocabulary_hash(vocabulary), vocabulary_hash([*vocabulary, ""]))
 
 
 def is_ordinary(vocabulary: Sequence[str]) -> np.ndarray:
@@ -101,16 +130,14 @@ def train_vocabulary(documents: Iterable[str], size: int, lower_case: bool) -> l
         trainer.train_from_iterator(texts, min_frequency=2, show_progress=False, **settings)
         return set(trainer.get_vocab())
 
-    # The text, its words, and how often each character occurs.
+    # How often each word and each character occurs: less to keep than the text.
     normalizer = tf_text.FastBertNormalizer(lower_case_nfd_strip_accents=lower_case)
-    texts = []
-    words = set()
+    words: collections.Counter[bytes] = collections.Counter()
     counts = np.zeros(sys.maxunicode + 1, np.int64)
     for chunk in chunks(documents, len, _CHUNK_CHARACTERS):
         text = normalize_unicode(tf.constant(["\n".join(chunk)]), lower_case)
         (text,) = normalizer.normalize(text).numpy()
         counts += np.bincount(np.frombuffer(text.decode().encode("utf-32-le"), np.uint32), minlength=len(counts))
-        texts.append(text)
         words.update(text.split())
 
     # How many characters to keep.
@@ -124,10 +151,18 @@ def train_vocabulary(documents: Iterable[str], size: int, lower_case: bool) -> l
     characters = sorted((p for p in pieces if len(p) == 1), key=lambda c: (-counts[ord(c)], c))[:limit]
     kept = set(characters)
     pieces = train(
-        texts,
+        _repeated(words),
         vocab_size=size,
         special_tokens=[*SPECIAL_TOKENS, *sorted(p for p in pieces if p[-1] in kept)],
         limit_alphabet=len(characters),
         initial_alphabet=characters,
     )
     return [*SPECIAL_TOKENS, *sorted(pieces - set(SPECIAL_TOKENS))]
+
+
+def _repeated(words: collections.Counter[bytes]) -> Iterator[bytes]:
+    """Yields texts in which every word is as often as it was counted; empties the counter, to save memory."""
+    while words:
+        word, count = words.popitem()
+        for begin in range(0, count, _REPEATED):
+            yield b" ".join([word] * min(_REPEATED, count - begin))

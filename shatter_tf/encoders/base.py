@@ -19,6 +19,7 @@ from shatter_tf.layers.activations import feed_forward_activation
 from shatter_tf.layers.dropout import dropout, row_keys, site_keys
 from shatter_tf.layers.norms import rms_norm
 from shatter_tf.layers.pooling import mean_of_tokens
+from shatter_tf.layers.windows import Windows
 
 POOLINGS = ("mean", "first_token")
 INPUTS = ("input_word_ids", "input_mask", "input_type_ids")
@@ -153,6 +154,9 @@ class PackedEncoder(Drawable, tf_keras.layers.Layer):
       output_dropout_rate: dropout of `sequence_output` and `pooled_output` in training, for heads, whose own dropout
         would not resume exactly.
 
+    Attributes:
+      windows: how inputs that are longer than a window are read, if they are; a task may set it.
+
     Raises:
       ValueError: for impossible configs, and for inputs whose static length is beyond `config.longest`.
     """
@@ -164,6 +168,7 @@ class PackedEncoder(Drawable, tf_keras.layers.Layer):
         super().__init__(autocast=False, **kwargs)
         self.config = config = as_config(config, self.config_class)
         self.output_dropout_rate = output_dropout_rate
+        self.windows: Optional[Windows] = None
 
         initializer = self.initializer()
         self.word_embeddings = layers.OnDeviceEmbedding(
@@ -217,10 +222,14 @@ class PackedEncoder(Drawable, tf_keras.layers.Layer):
 
     def call(self, inputs, training=None):
         word_ids = inputs["input_word_ids"]
-        if word_ids.shape[1] is not None and word_ids.shape[1] > self.config.longest:
+        if not self.windows and word_ids.shape[1] is not None and word_ids.shape[1] > self.config.longest:
             raise ValueError(
                 f"the input is {word_ids.shape[1]} tokens long, but the encoder takes at most {self.config.longest}"
             )
+        mask = inputs["input_mask"]
+        if self.windows:
+            inputs = self.windows.fold(inputs)
+            word_ids = inputs["input_word_ids"]
         keys = None
         if training:
             keys = row_keys(self._dropout_seed, self._batches.assign_add(1), tf.shape(word_ids)[0])
@@ -229,6 +238,11 @@ class PackedEncoder(Drawable, tf_keras.layers.Layer):
         h, outputs, more = self.encode(self.embed(inputs, keys), packs, keys, training)
 
         pooled = self.pool(h, packs, more)
+        if self.windows:
+            h = self.windows.unfold(h, mask)
+            outputs = [self.windows.unfold(output, mask) for output in outputs]
+            pooled = self.windows.pool(pooled, h, mask)
+            keys = None if keys is None else tf.reshape(keys, [tf.shape(mask)[0], -1])[:, 0]  # of the first windows
         if keys is not None:
             output_keys = site_keys(keys, len(self.blocks))
             pooled = dropout(pooled[:, tf.newaxis], self.output_dropout_rate, output_keys)[:, 0]

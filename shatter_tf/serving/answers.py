@@ -5,7 +5,7 @@ Outputs are recognized by their names, so that nothing has to know which task a 
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Optional
 
 Row = dict[str, Any]
 
@@ -22,8 +22,12 @@ def register(*names: str) -> Callable[[Callable[[Row], Row]], Callable[[Row], Ro
     return decorate
 
 
-def readable(outputs: Row) -> Row:
-    """Returns a text's outputs, plain values and lists by name, in their format; others are left as they are.
+def readable(outputs: Row, asked: Optional[Row] = None) -> Row:
+    """Returns a text's outputs in their format; others are left as they are.
+
+    Args:
+      outputs: plain values and lists by name.
+      asked: what they are the answer to, by name, which the format sees, too.
 
     Example:
     >>> readable(dict(label="cat", labels=["cat", "dog"], probabilities=[0.9, 0.1]))
@@ -31,13 +35,20 @@ def readable(outputs: Row) -> Row:
     >>> readable(dict(score=3.5))
     {'score': 3.5}
     """
-    return FORMATS.get(frozenset(outputs), lambda row: row)(outputs)
+    function = FORMATS.get(frozenset(outputs))
+    return function({**(asked or {}), **outputs}) if function else outputs
 
 
 @register("label", "labels", "probabilities")
 def _label(row: Row) -> Row:
     probabilities = dict(zip(row["labels"], row["probabilities"], strict=True))
     return dict(label=row["label"], probability=max(row["probabilities"]), probabilities=probabilities)
+
+
+@register("has_label", "labels", "probabilities")
+def _labels(row: Row) -> Row:
+    chosen = [label for label, has_label in zip(row["labels"], row["has_label"], strict=True) if has_label]
+    return dict(labels=chosen, probabilities=dict(zip(row["labels"], row["probabilities"], strict=True)))
 
 
 @register("tokens", "probabilities")
@@ -52,3 +63,14 @@ def _tags(row: Row) -> Row:
     """A dict for each word. Where other texts of the batch have more words, words are empty."""
     tagged = zip(row["words"], row["tags"], row["probabilities"], strict=True)
     return dict(words=[dict(word=word, tag=tag, probability=p) for word, tag, p in tagged if word])
+
+
+@register("words", "tags", "probabilities", "entities", "starts", "ends", "scores")
+def _entities(row: Row) -> Row:
+    """The words, and a dict for each entity. Where other texts of the batch have more entities, labels are empty."""
+    found = zip(row["entities"], row["starts"], row["ends"], row["scores"], strict=True)
+    entities = [dict(label=label, start=start, end=end, score=score) for label, start, end, score in found if label]
+    text = row.get("text")
+    if text is not None:
+        entities = [dict(text=text[entity["start"] : entity["end"]], **entity) for entity in entities]
+    return {**_tags(row), "entities": entities}

@@ -1,12 +1,13 @@
 """Exports for phones and other small devices: the signature `token_ids` as a LiteRT (TensorFlow Lite) model."""
 
 import math
+import tempfile
 
 import numpy as np
 import tensorflow as tf
 
 from shatter_tf.encoders.base import INPUTS
-from shatter_tf.errors import UserError, argument
+from shatter_tf.errors import UserError, argument, first_line
 from shatter_tf.serving.samples import relative_difference, sample_texts
 from shatter_tf.serving.servable import Servable
 
@@ -22,9 +23,17 @@ def convert_and_check(servable: Servable, weights: str, tolerance: float) -> tup
       tolerance: how much its outputs may differ from the trained model's.
 
     Raises:
-      UserError: when they differ by more. What rounding to eight bits costs is for the user to judge, if it is finite.
+      UserError: when they differ by more (what rounding to eight bits costs is for the user to judge, if it is finite),
+        and when there is no room for temporary files.
     """
-    model = convert(servable, int8_weights=weights == "int8")
+    try:
+        model = convert(servable, int8_weights=weights == "int8")
+    except (tf.errors.OpError, OSError) as error:
+        directory = tempfile.tempdir or "none found"
+        raise UserError(
+            f"{argument('litert')}={weights}: temporary files cannot be written, directory: {directory} "
+            f"({first_line(error)}); make room there, or set TMPDIR to another directory"
+        ) from error
     found = difference(servable, model, tf.constant(sample_texts(servable, 3, 12)))
     if not (found <= tolerance or (weights == "int8" and math.isfinite(found))):
         raise UserError(
@@ -55,10 +64,13 @@ def convert(servable: Servable, int8_weights: bool) -> bytes:
         input_signature=specs,
         autograph=False,
     )
-    converter = tf.lite.TFLiteConverter.from_concrete_functions([root.token_ids.get_concrete_function()], root)
-    if int8_weights:
-        converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    return converter.convert()
+    # Given a function, the converter would write the same files, and go on without signatures where it cannot.
+    with tempfile.TemporaryDirectory() as directory:
+        tf.saved_model.save(root, directory, signatures=root.token_ids.get_concrete_function())
+        converter = tf.lite.TFLiteConverter.from_saved_model(directory)
+        if int8_weights:
+            converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        return converter.convert()
 
 
 def difference(servable: Servable, model: bytes, texts: tf.Tensor) -> float:

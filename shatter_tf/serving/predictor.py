@@ -53,7 +53,7 @@ def predict(
         outputs = {name: value.numpy() for name, value in outputs.items()}
         for i, row in enumerate(rows):
             asked = dict(zip(names, map(_plain, row), strict=True))
-            yield {**asked, **readable({name: _plain(value[i]) for name, value in outputs.items()})}
+            yield {**asked, **readable({name: _plain(value[i]) for name, value in outputs.items()}, asked)}
 
 
 def latest_version(model: str) -> str:

@@ -7,6 +7,7 @@ from typing import Optional
 
 import tensorflow as tf
 
+from shatter_tf.checkpoints import while_training
 from shatter_tf.errors import UserError, argument, first_line
 from shatter_tf.files import check_name, publish
 from shatter_tf.serving import samples, versions
@@ -48,7 +49,7 @@ def export(
 
     # What is trained, and what of it is served.
     run = run_dir.read(model_dir)
-    model, restored = load_model(run, model_dir, best=checkpoint == "best")
+    model, restored = while_training(lambda: load_model(run, model_dir, best=checkpoint == "best"))
     trained = build_servable(run, model)
     served = trained
     if weights == "bfloat16":

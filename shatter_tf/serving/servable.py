@@ -24,7 +24,7 @@ class Servable:
     Attributes:
       signatures: the task's, by name.
       functions: the same as TensorFlow functions.
-      seq_length: longest input in tokens; longer texts are cut.
+      seq_length: longest input in tokens; longer texts are cut, or read in windows of that length.
     """
 
     def __init__(self, task: BaseTask, model: tf_keras.Model, tokenizer: Tokenizer):
@@ -59,6 +59,8 @@ class Servable:
 
     def pad(self, inputs: dict, full: bool = False) -> dict[str, tf.Tensor]:
         """Returns what `encode` gave with the encoder's inputs padded, int32 [B, L]; L is `seq_length` if `full`."""
+        if self.encoder.windows:
+            return {**inputs, **self.tokenizer.pad(inputs, self._whole_windows(inputs, full))}
         if full:
             return {**inputs, **self.tokenizer.pad(inputs, self.seq_length)}
         padded = self.tokenizer.pad(inputs)
@@ -67,6 +69,12 @@ class Servable:
         missing = tf.cast(tf.shape(padded["input_word_ids"])[1] == 0, tf.int32)
         paddings = tf.convert_to_tensor([[0, 0], [0, missing]])
         return {**inputs, **{name: tf.pad(values, paddings) for name, values in padded.items()}}
+
+    def _whole_windows(self, inputs: dict, full: bool) -> tf.Tensor:
+        """Returns the length of the longest input, int32 []: where that is in several windows, with the last one's."""
+        longest = tf.reduce_max(tf.concat([[1], tf.cast(inputs["input_word_ids"].row_lengths(), tf.int32)], axis=0))
+        in_whole = -(-longest // self.seq_length) * self.seq_length
+        return in_whole if full else tf.where(longest > self.seq_length, in_whole, longest)
 
     def encoder_inputs(self, texts: tf.Tensor, full: bool = False) -> dict[str, tf.Tensor]:
         """Returns the encoder's inputs for strings [B], padded as by `pad`."""

@@ -22,6 +22,7 @@ from shatter_tf.data.question_answering import (
     load_squad,
     windows,
 )
+from shatter_tf.data.report import Report
 from shatter_tf.data.tokenizer import Tokenizer
 from shatter_tf.encoders.base import INPUTS
 from shatter_tf.encoders.registry import EncoderConfig, build_encoder
@@ -112,6 +113,20 @@ class QuestionAnsweringConfig(FineTuning, cfg.TaskConfig):
                 f"{train.path} have one; give both in the same version"
             )
         return config, opened
+
+    def report(self, data):
+        report = Report()
+        report.add_rows(len(data.train), len(data.validation), "questions", [])
+        unanswerable = sum(not question.answers for question in data.train.questions)
+        report.facts["contexts"] = len(data.train.contexts)
+        report.facts["unanswerable"] = unanswerable
+        report.facts["misplaced"] = len(data.train.misplaced)
+        report.lines.append(f"{len(data.train.contexts):,} contexts; {unanswerable:,} questions have no answer")
+        report.add_repeated(
+            *([(squad.contexts[q.context], q.text) for q in squad.questions] for squad in (data.train, data.validation))
+        )
+        report.add_lengths(data.train.contexts, data.tokenizer)
+        return report
 
     def too_few(self, data):
         return []  # a question has one or more rows, and how many is not known yet

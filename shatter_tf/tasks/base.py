@@ -20,6 +20,7 @@ from official.core import config_definitions as cfg
 from shatter_tf.checkpoints import restore_pretrained
 from shatter_tf.console import notice
 from shatter_tf.data.corpus.shards import VOCABULARY_FILE
+from shatter_tf.data.report import Report
 from shatter_tf.data.tokenizer import Tokenizer
 from shatter_tf.data.vocabulary import read_vocabulary, suitable_size, train_vocabulary
 from shatter_tf.errors import UserError, argument
@@ -45,6 +46,7 @@ class Data:
       train, validation: what the task's loaders read from.
       vocabulary, lower_case: of the tokenizer.
       problems: a line for everything in the data that would stop the run later.
+      notes: a line for every file, which says how it was understood.
     """
 
     train: Any
@@ -52,6 +54,7 @@ class Data:
     vocabulary: list[str]
     lower_case: bool
     problems: list[str] = dataclasses.field(default_factory=list)
+    notes: list[str] = dataclasses.field(default_factory=list)
 
     def of(self, params: cfg.DataConfig) -> Any:
         """Returns what the loader of `params` reads from."""
@@ -142,6 +145,10 @@ class TaskAnswers:
         self, data: Data, most_rows: Optional[int] = None, before: Optional[dict] = None
     ) -> Optional[dict]:
         """Returns what simple models achieve on the data, as `baseline.measure` does; None if there are none."""
+        return None
+
+    def report(self, data: Data) -> Optional[Report]:
+        """Returns what to say about the data before the first step; None if that was said when it was made."""
         return None
 
     def next_command(self, model_dir: str) -> str:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Iterable
+from typing import Union
 
 import numpy as np
 import tensorflow as tf
@@ -14,8 +15,11 @@ from official.nlp.modeling import models
 
 from shatter_tf.data import labelled
 from shatter_tf.data.labelled import LabelledDataConfig, LabelledDataLoader
+from shatter_tf.data.report import Report
+from shatter_tf.data.tokenizer import Tokenizer
 from shatter_tf.encoders.registry import EncoderConfig, build_encoder_for_head
-from shatter_tf.errors import UserError, all_of, collected, nearest
+from shatter_tf.errors import UserError, all_of, argument, collected, nearest
+from shatter_tf.layers.windows import POOLINGS, Windows
 from shatter_tf.tasks.base import (
     BaseTask,
     Data,
@@ -27,7 +31,8 @@ from shatter_tf.tasks.base import (
     vocabulary_of,
 )
 from shatter_tf.tasks.baseline import measure
-from shatter_tf.tasks.signature import encode_texts, strings
+from shatter_tf.tasks.scores import balanced_weights, best_thresholds, scores
+from shatter_tf.tasks.signature import strings
 from shatter_tf.tasks.step import without_autograph
 
 _DROPOUT_RATE = 0.1  # of the head: BERT's, and Model Garden's
@@ -40,11 +45,14 @@ class ModelConfig(hyperparams.Config):
     Attributes:
       num_classes: of outputs; follows from the data.
       use_encoder_pooler: whether the head reads the mean of the tokens, and not the first one.
+      windows_pooling: makes one vector of a text that is read in several windows: mean, over all tokens, or max, over
+        the windows' means.
       encoder: its family and settings.
     """
 
     num_classes: int = 0
     use_encoder_pooler: bool = False
+    windows_pooling: str = "mean"
     encoder: EncoderConfig = dataclasses.field(default_factory=EncoderConfig)
 
 
@@ -53,18 +61,25 @@ class ClassifyConfig(FineTuning, cfg.TaskConfig):
     """Classification of texts or pairs of texts.
 
     Attributes:
-      metric_type: what is reported beside accuracy and selects the best checkpoint: accuracy (nothing else), f1
-        (binary, with the second label as the positive class) or matthews_corrcoef.
+      metric_type: what selects the best checkpoint: accuracy, f1 (binary, with the second label as the positive class),
+        matthews_corrcoef, macro_f1 or micro_f1. For several labels of a text, micro_f1 stands in for accuracy.
       pairs: whether each input is two texts; follows from the data.
+      multi_label: whether a text may have several labels, or none; follows from the data.
+      class_weights: of the labels in the loss, in the order of their ids: "balanced", by how rare a label is, or
+        numbers; empty weights all rows alike.
+      label_smoothing: share of the target that is spread over all labels.
       baseline: whether simple models learn the same rows at the end of training, to compare the run with; see
         baseline.py.
     """
 
     used = (*FineTuning.used, "metric_type")
-    metric_types = ("accuracy", "f1", "matthews_corrcoef")
+    metric_types = ("accuracy", "f1", "matthews_corrcoef", "macro_f1", "micro_f1")
 
     metric_type: str = "accuracy"
     pairs: bool = False
+    multi_label: bool = False
+    class_weights: Union[str, list[float]] = ""
+    label_smoothing: float = 0.0
     baseline: bool = True
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     train_data: LabelledDataConfig = dataclasses.field(default_factory=lambda: LabelledDataConfig(is_training=True))
@@ -83,25 +98,23 @@ class ClassifyConfig(FineTuning, cfg.TaskConfig):
 
     def open_data(self, data_dir, pretrained):
         config = self.replace()
+        train, validation = config.train_data, config.validation_data
         choose_tfds_splits(config, data_dir)
+        labelled.choose_files(train, validation, data_dir)
 
-        def load(data, split):
-            if data_dir:
-                data.input_path = data.input_path or labelled.find_file(data_dir, split)
-            return labelled.load_rows(data)
-
-        vocabulary, train, validation = all_of(
-            functools.partial(known_vocabulary, config.train_data, pretrained),
-            lambda: load(config.train_data, "train"),
-            lambda: load(config.validation_data, "dev"),
+        vocabulary, (rows, columns), (held_out, of_held_out) = all_of(
+            functools.partial(known_vocabulary, train, pretrained),
+            lambda: labelled.load_rows(train),
+            lambda: labelled.load_rows(validation),
         )
-        config.pairs = len(train[0].texts) == 2
-        lower_case = config.train_data.lower_case
-        vocabulary = vocabulary or vocabulary_of((text for row in train for text in row.texts), lower_case)
-        opened = Data(train, validation, vocabulary, lower_case)
-        if len(validation[0].texts) != len(train[0].texts):
+        config.pairs = len(rows[0].texts) == 2
+        train.labels = train.labels or columns.names  # in their order, also those that no row has
+        vocabulary = vocabulary or vocabulary_of((text for row in rows for text in row.texts), train.lower_case)
+        notes = list(dict.fromkeys([columns.note, of_held_out.note]))
+        opened = Data(rows, held_out, vocabulary, train.lower_case, notes=notes)
+        if len(held_out[0].texts) != len(rows[0].texts):
             opened.problems.append(
-                f"{validation[0].where}: texts and pairs of texts cannot be mixed with {train[0].where}"
+                f"{held_out[0].where}: texts and pairs of texts cannot be mixed with {rows[0].where}"
             )
         config.read_labels(opened)
         return config, opened
@@ -109,12 +122,23 @@ class ClassifyConfig(FineTuning, cfg.TaskConfig):
     def read_labels(self, opened: Data) -> None:
         """Sets the label names, and the number of outputs; adds what is wrong with the rows' labels to the problems."""
         train = self.train_data
-        train.labels = label_names(train, opened.train[0].where, (row.label for row in opened.train))
+        rows = [*opened.train, *opened.validation]
+        self.multi_label = any(isinstance(row.label, tuple) for row in rows)
+        if self.multi_label:
+            for row in rows:  # of a file in which only some rows have a list
+                row.label = labelled.parts(row.label)
+            if self.metric_type == "accuracy":
+                self.metric_type = "micro_f1"
+        known = (label for row in opened.train for label in labelled.parts(row.label))
+        train.labels = label_names(train, opened.train[0].where, known)
         self.validation_data.labels = train.labels
-        for rows in (opened.train, opened.validation):
+        targets = []
+        for part in (opened.train, opened.validation):
             with collected(opened.problems):
-                labelled.label_ids(rows, train.labels)
+                targets.append(self.targets(part))
         opened.problems += self.set_outputs(len(train.labels), f"{len(train.labels)} labels")
+        if self.class_weights == "balanced" and targets:
+            self.class_weights = balanced_weights(targets[0], len(train.labels))
 
     def set_outputs(self, number: int, what: str) -> list[str]:
         """Sets the number of the model's outputs; returns a line if the settings want another."""
@@ -127,17 +151,75 @@ class ClassifyConfig(FineTuning, cfg.TaskConfig):
         if self.metric_type not in self.metric_types:
             near = nearest(self.metric_type, self.metric_types)
             return [f"metric_type={self.metric_type}: use {' or '.join(self.metric_types)}{near}"]
-        if self.metric_type == "f1" and self.model.num_classes not in (0, 2):
-            return [f"metric_type=f1 is of two labels, but the data has {self.model.num_classes}"]
-        return []
+        found = []
+        labels = self.model.num_classes
+        if self.metric_type == "f1" and labels not in (0, 2):
+            found.append(f"metric_type=f1 is of two labels, but the data has {labels}; use macro_f1")
+        if self.multi_label and self.metric_type not in ("macro_f1", "micro_f1"):
+            found.append(f"metric_type={self.metric_type}: texts have several labels; use macro_f1 or micro_f1")
+        if not 0 <= self.label_smoothing < 1:
+            found.append(f"label_smoothing={self.label_smoothing} is not in [0, 1)")
+        weights = self.class_weights
+        if isinstance(weights, str) and weights not in ("", "balanced"):
+            found.append(f"class_weights={weights}: use balanced, or a number for each label")
+        if isinstance(weights, (list, tuple)) and labels and (len(weights) != labels or min(weights) <= 0):
+            found.append(f"class_weights={list(weights)}: give {labels} positive numbers, one for each label")
+        return found + self._problems_of_windows()
+
+    def _problems_of_windows(self) -> list[str]:
+        encoder = self.model.encoder.get()
+        data = self.train_data
+        where = f"long_text={data.long_text}"
+        found = []
+        if data.in_windows and not (self.model.use_encoder_pooler and encoder.pooling == "mean"):
+            found.append(f"{where} needs model.use_encoder_pooler=true, and an encoder with pooling=mean")
+        if self.model.windows_pooling not in POOLINGS:
+            found.append(f"model.windows_pooling={self.model.windows_pooling}: use {' or '.join(POOLINGS)}")
+        if (data.in_windows or data.length_buckets) and data.seq_length > encoder.longest_dynamic:
+            found.append(
+                f"seq_length={data.seq_length}: beyond {encoder.longest_dynamic} tokens this encoder needs "
+                "long_text=head and length_buckets=false"
+            )
+        return found
 
     def class_labels(self):
-        return list(self.train_data.labels)
+        return None if self.multi_label else list(self.train_data.labels)
 
     def sample_inputs(self, tokenizer, length):
-        texts = labelled.load_rows(self.validation_data)[0].texts
-        columns = [tf.constant([text]) for text in texts]
-        return tokenizer.pad(tokenizer.encode(columns[0], columns[1] if self.pairs else None, length))
+        texts = labelled.load_rows(self.validation_data)[0][0].texts
+        return tokenizer.pad(tokenizer.combine([tokenizer.tokenize(tf.constant([text])) for text in texts], length))
+
+    def describe_limits(self, seq_length):
+        data = self.train_data
+        if data.in_windows:
+            return f"texts are read whole up to {seq_length * data.max_windows} wordpieces, in windows of {seq_length}"
+        parts = dict(head="beginning", tail="end", head_tail="beginning and end")[data.long_text]
+        return f"of texts longer than {seq_length} wordpieces the {parts} is read"
+
+    def report(self, data):
+        report = Report()
+        report.add_rows(len(data.train), len(data.validation), "pairs of texts" if self.pairs else "texts", data.notes)
+        self.report_labels(report, data)
+        report.add_repeated(*([row.texts for row in part] for part in (data.train, data.validation)))
+
+        settings = self.train_data
+        windows = settings.max_windows if settings.in_windows and not self.pairs else 1
+        room = (settings.seq_length - 3) // 2 if self.pairs else windows * (settings.seq_length - 2)
+        remedy = f"give a larger {argument('seq_length')}"
+        if not self.pairs:
+            remedy = "raise task.train_data.max_windows" if windows > 1 else f"{remedy}, or long_text=windows"
+        texts = [text for row in data.train for text in row.texts]
+        report.add_lengths(texts, data.tokenizer, room, remedy)
+        return report
+
+    def report_labels(self, report: Report, data: Data) -> None:
+        """Adds to a report what the labels are like."""
+        train, validation = (
+            [label for row in part for label in labelled.parts(row.label)] for part in (data.train, data.validation)
+        )
+        report.add_labels(train, validation, len(data.train))
+        if not self.multi_label:
+            report.check_distinct(train, data.train[0].where)
 
     def measure_baseline(self, data, most_rows=None, before=None):
         return measure(self, data, most_rows, before) if self.baseline else None
@@ -145,24 +227,23 @@ class ClassifyConfig(FineTuning, cfg.TaskConfig):
     def simple_models(self) -> dict:
         """Returns the models of the baseline, scikit-learn's, by the names of their figures."""
         from sklearn.dummy import DummyClassifier  # here, because it takes long, and training does not need it
+        from sklearn.multiclass import OneVsRestClassifier
         from sklearn.svm import LinearSVC
 
-        return dict(tf_idf=LinearSVC(random_state=0), majority=DummyClassifier(strategy="most_frequent"))
+        linear = LinearSVC(random_state=0)
+        return dict(
+            tf_idf=OneVsRestClassifier(linear) if self.multi_label else linear,
+            majority=DummyClassifier(strategy="most_frequent"),
+        )
 
     def targets(self, rows: list[labelled.Row]) -> np.ndarray:
-        """Returns what is learned of rows, [rows]."""
-        return labelled.label_ids(rows, self.train_data.labels)
+        """Returns what is learned of rows, ids [rows], or zeros and ones [rows, labels]."""
+        labels = self.train_data.labels
+        return labelled.label_sets(rows, labels) if self.multi_label else labelled.label_ids(rows, labels)
 
     def score(self, targets: np.ndarray, predictions: np.ndarray) -> float:
-        """Returns the main metric of predictions, [rows]."""
-        from sklearn import metrics  # here, because it takes long, and training does not need it
-
-        scores = dict(
-            accuracy=metrics.accuracy_score,
-            f1=functools.partial(metrics.f1_score, zero_division=0),
-            matthews_corrcoef=metrics.matthews_corrcoef,
-        )
-        return scores[self.metric_type](targets, predictions)
+        """Returns the main metric of predictions, in the form of `targets`."""
+        return scores(targets, predictions, [self.metric_type])[self.metric_type]
 
 
 def label_names(train: cfg.DataConfig, where: str, labels: Iterable[str]) -> list[str]:
@@ -193,28 +274,63 @@ class ClassifyTask(BaseTask):
 
     def __init__(self, params, logging_dir=None, name=None, data=None):
         super().__init__(params, logging_dir, name, data)
-        self.aggregated_metrics = () if params.metric_type == "accuracy" else (params.metric_type,)
+        more = () if params.metric_type == "accuracy" else (params.metric_type,)
+        self.aggregated_metrics = tuple(dict.fromkeys(("macro_f1", *(("micro_f1",) * params.multi_label), *more)))
 
     @without_autograph
     def build_model(self):
         config = self.task_config.model
+        data = self.task_config.train_data
         encoder, dropout_rate = build_encoder_for_head(config.encoder, config.use_encoder_pooler, _DROPOUT_RATE)
-        return models.BertClassifier(
+        if data.in_windows:
+            encoder.windows = Windows(data.seq_length, config.windows_pooling)
+        model = models.BertClassifier(
             network=encoder,
             dropout_rate=dropout_rate,
             num_classes=config.num_classes,
             initializer=tf_keras.initializers.TruncatedNormal(stddev=config.encoder.get().initializer_range),
             use_encoder_pooler=config.use_encoder_pooler,
         )
+        if self.task_config.multi_label:
+            # Part of the model, so that checkpoints and exports have them; chosen at each evaluation.
+            model.thresholds = tf.Variable(
+                tf.fill([config.num_classes], 0.5),
+                trainable=False,
+                name="thresholds",
+                aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
+            )
+            self._thresholds = model.thresholds
+        return model
+
+    def _class_weights(self, labels: tf.Tensor) -> tf.Tensor:
+        """Returns the weight of each row by its label, float32 [B]."""
+        weights = self.task_config.class_weights
+        return tf.gather(tf.constant(weights, tf.float32), labels) if weights else tf.ones(tf.shape(labels)[:1])
+
+    def weights(self, inputs):
+        if self.task_config.multi_label:
+            return super().weights(inputs)
+        return dict(loss=tf.reduce_sum(row_weights(inputs) * self._class_weights(inputs["label_ids"])))
 
     def loss_sums(self, inputs, outputs):
-        losses = tf_keras.losses.sparse_categorical_crossentropy(
-            inputs["label_ids"], tf.cast(outputs, tf.float32), from_logits=True
-        )
-        return dict(loss=tf.reduce_sum(losses * row_weights(inputs)))
+        labels = inputs["label_ids"]
+        logits = tf.cast(outputs, tf.float32)
+        smoothing = self.task_config.label_smoothing
+        if self.task_config.multi_label:
+            targets = tf.cast(labels, tf.float32) * (1 - smoothing) + smoothing / 2
+            weights = self.task_config.class_weights or [1.0] * self.task_config.model.num_classes
+            losses = tf.nn.weighted_cross_entropy_with_logits(targets, logits, tf.constant(weights, tf.float32))
+            return dict(loss=tf.reduce_sum(tf.reduce_sum(losses, axis=-1) * row_weights(inputs)))
+        losses = tf_keras.losses.sparse_categorical_crossentropy(labels, logits, from_logits=True)
+        if smoothing:
+            of_all = -tf.reduce_mean(tf.nn.log_softmax(logits), axis=-1)
+            losses = (1 - smoothing) * losses + smoothing * of_all
+        return dict(loss=tf.reduce_sum(losses * row_weights(inputs) * self._class_weights(labels)))
 
     def build_metrics(self, training=None):
         # Model Garden's; in the policy's own precision, several replicas cannot read the AUC's variables.
+        if self.task_config.multi_label:
+            return [tf_keras.metrics.BinaryAccuracy("cls_accuracy", dtype=tf.float32)]
         metrics = [tf_keras.metrics.SparseCategoricalAccuracy("cls_accuracy", dtype=tf.float32)]
         if self.task_config.model.num_classes == 2:
             metrics.append(tf_keras.metrics.AUC(name="auc", curve="PR", dtype=tf.float32))
@@ -222,8 +338,11 @@ class ClassifyTask(BaseTask):
 
     def process_metrics(self, metrics, labels, model_outputs):
         for metric in metrics:
-            of_auc = metric.name == "auc"  # of the second of two labels
-            predictions = tf.nn.softmax(model_outputs)[:, 1] if of_auc else model_outputs
+            predictions = model_outputs
+            if self.task_config.multi_label:
+                predictions = tf.sigmoid(tf.cast(model_outputs, tf.float32))
+            elif metric.name == "auc":  # of the second of two labels
+                predictions = tf.nn.softmax(model_outputs)[:, 1]
             metric.update_state(labels["label_ids"], predictions, sample_weight=row_weights(labels))
 
     def evaluation_logs(self, inputs, outputs):
@@ -240,20 +359,31 @@ class ClassifyTask(BaseTask):
 
     def reduce_aggregated_logs(self, aggregated_logs, global_step=None):
         labels, outputs = (np.concatenate(aggregated_logs[key]) for key in ("labels", "sentence_prediction"))
-        return {self.task_config.metric_type: self.task_config.score(labels, np.argmax(outputs, axis=1))}
+        if not self.task_config.multi_label:
+            return scores(labels, np.argmax(outputs, axis=1), self.aggregated_metrics)
+        probabilities = 1 / (1 + np.exp(-outputs.astype(np.float64)))
+        thresholds = best_thresholds(labels, probabilities)
+        self._thresholds.assign(thresholds)
+        return scores(labels, (probabilities >= thresholds).astype(int), self.aggregated_metrics)
 
     def predict(self, model, inputs):
-        return dict(probabilities=tf.nn.softmax(tf.cast(model(inputs, training=False), tf.float32)))
+        outputs = tf.cast(model(inputs, training=False), tf.float32)
+        if not self.task_config.multi_label:
+            return dict(probabilities=tf.nn.softmax(outputs))
+        return dict(probabilities=tf.sigmoid(outputs), thresholds=tf.convert_to_tensor(model.thresholds))
 
     def decode(self, outputs, rest=None):
-        """Adds `label`, string [B], and `labels`, string [B, labels], to `probabilities`, float32 [B, labels]."""
-        labels = tf.constant(self.task_config.class_labels())
+        """Adds the names of labels to `probabilities`, float32 [B, labels].
+
+        These are `labels`, string [B, labels]; and `label`, string [B], the likeliest one, or where a text may have
+        several, `has_label`, int32 [B, labels], 1 for those whose probability is not below their threshold.
+        """
+        labels = tf.constant(self.task_config.train_data.labels)
         probabilities = outputs["probabilities"]
-        return dict(
-            label=tf.gather(labels, tf.argmax(probabilities, axis=-1)),
-            probabilities=probabilities,
-            labels=tf.tile(labels[tf.newaxis], [tf.shape(probabilities)[0], 1]),
-        )
+        answers = dict(probabilities=probabilities, labels=tf.tile(labels[tf.newaxis], [tf.shape(probabilities)[0], 1]))
+        if self.task_config.multi_label:
+            return dict(answers, has_label=tf.cast(probabilities >= outputs["thresholds"], tf.int32))
+        return dict(label=tf.gather(labels, tf.argmax(probabilities, axis=-1)), **answers)
 
     def signatures(self, model, tokenizer):
         signatures = super().signatures(model, tokenizer)
@@ -261,9 +391,13 @@ class ClassifyTask(BaseTask):
         of_texts = dataclasses.replace(
             signatures["token_ids"],
             takes=strings(*config.texts),
-            encode=encode_texts(tokenizer, config.train_data.seq_length),
+            encode=functools.partial(self._encode, tokenizer),
         )
         return {"serving_default": of_texts, **signatures}
+
+    def _encode(self, tokenizer: Tokenizer, *texts: tf.Tensor) -> tuple[dict[str, tf.RaggedTensor], None]:
+        segments = [tokenizer.tokenize(text) for text in texts]
+        return labelled.encode_segments(tokenizer, segments, self.task_config.train_data), None
 
     def confusion(self, model: tf_keras.Model, batches: tf.data.Dataset) -> np.ndarray:
         """Returns how often the row's label was taken for the column's, int64 [labels, labels]."""

@@ -81,6 +81,18 @@ def fine_tuning(task, rows: int) -> Recipe:
     yield "task.model.encoder.shatter.attention_dropout_rate", 0.1
     if hasattr(task.model, "use_encoder_pooler"):
         yield "task.model.use_encoder_pooler", True  # the mean over tokens: see docs/log.md
+    if hasattr(task.train_data, "long_text"):
+        yield from _whole_texts(task)
+
+
+def _whole_texts(task) -> Recipe:
+    """Yields settings with which texts are read whole, and short ones do not pay for long ones, where that can be."""
+    encoder = task.model.encoder.get()
+    reads_mean = task.model.use_encoder_pooler and encoder.pooling == "mean"
+    if task.train_data.seq_length > encoder.longest_dynamic:
+        return
+    yield "task.train_data.long_text", "windows" if reads_mean else "head"
+    yield "task.train_data.length_buckets", True
 
 
 def pretraining(task, tokens: int) -> Recipe:

@@ -41,12 +41,14 @@ class RuntimeConfig(cfg.RuntimeConfig):
 
 @dataclasses.dataclass
 class TrainerConfig(cfg.TrainerConfig):
-    """Model Garden's trainer settings, and two of ours."""
+    """Model Garden's trainer settings, and three of ours."""
 
     # Parts in which every replica processes its share of a batch, one after the other, to save memory.
     accumulation_steps: int = 1
     # Steps whose loss or gradients are not finite are skipped; this many in a row end the run.
     max_skipped_steps: int = 20
+    # Evaluations in a row that are no better than the best, which end training; 0 trains to the end.
+    patience: int = 0
 
     def problems(self) -> list[str]:
         """Returns a line for every value that would fail later."""
@@ -55,6 +57,8 @@ class TrainerConfig(cfg.TrainerConfig):
             *("accumulation_steps", "max_skipped_steps", "max_to_keep"),
         )
         found = [f"{name}={getattr(self, name)} is not positive" for name in positive if getattr(self, name) < 1]
+        if self.patience < 0:
+            found.append(f"patience={self.patience} is negative; 0 trains to the end")
         if self.validation_steps < 1 and self.validation_steps != -1:
             found.append(f"validation_steps={self.validation_steps}: use -1 for all of the validation data")
         if self.best_checkpoint_metric_comp not in ("higher", "lower"):

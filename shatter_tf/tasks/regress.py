@@ -8,7 +8,7 @@ from official.core import task_factory
 
 from shatter_tf.data import labelled
 from shatter_tf.errors import collected
-from shatter_tf.tasks.base import row_weights
+from shatter_tf.tasks.base import BaseTask, row_weights
 from shatter_tf.tasks.classify import ClassifyConfig, ClassifyTask
 
 
@@ -32,6 +32,22 @@ class RegressConfig(ClassifyConfig):
 
     def class_labels(self):
         return None
+
+    def report_labels(self, report, data):
+        report.add_numbers(labelled.label_numbers(data.train))
+
+    def recipe(self, data):
+        yield from super().recipe(data)
+        # Numbers far from 0, or from each other, are learned like others.
+        numbers = labelled.label_numbers(data.train)
+        yield "task.train_data.label_mean", float(f"{numbers.mean():.9g}")
+        yield "task.train_data.label_scale", float(f"{numbers.std() or 1.0:.6g}")
+
+    def problems(self):
+        found = super().problems()
+        if self.class_weights or self.label_smoothing:
+            found.append("class_weights and label_smoothing are of classes; leave them out")
+        return found
 
     def simple_models(self):
         from sklearn.linear_model import Ridge  # here, because it takes long, and training does not need it
@@ -60,11 +76,17 @@ def correlations(numbers: np.ndarray, predictions: np.ndarray) -> dict[str, floa
 
 @task_factory.register_task_cls(RegressConfig)
 class RegressTask(ClassifyTask):
-    """Regression with the classification head, one number wide; the loss is the mean squared error."""
+    """Regression with the classification head, one number wide.
+
+    The loss is the mean squared error of standardized numbers; `mean_absolute_error` is in the rows' own unit.
+    """
 
     def __init__(self, params, logging_dir=None, name=None, data=None):
         super().__init__(params, logging_dir, name, data)
-        self.aggregated_metrics = ("pearson", "spearman", "pearson_spearman_corr")
+        self.aggregated_metrics = ("pearson", "spearman", "pearson_spearman_corr", "mean_absolute_error")
+
+    def weights(self, inputs):
+        return BaseTask.weights(self, inputs)
 
     def loss_sums(self, inputs, outputs):
         errors = tf.square(tf.cast(outputs, tf.float32)[:, 0] - inputs["label_ids"])
@@ -74,10 +96,13 @@ class RegressTask(ClassifyTask):
         return []  # Model Garden's only repeats the loss
 
     def reduce_aggregated_logs(self, aggregated_logs, global_step=None):
-        return correlations(*(np.concatenate(aggregated_logs[key]) for key in ("labels", "sentence_prediction")))
+        labels, outputs = (np.concatenate(aggregated_logs[key]).ravel() for key in ("labels", "sentence_prediction"))
+        error = float(np.mean(np.abs(labels - outputs))) * self.task_config.train_data.label_scale
+        return dict(correlations(labels, outputs), mean_absolute_error=error)
 
     def predict(self, model, inputs):
-        return dict(score=tf.cast(model(inputs, training=False), tf.float32)[:, 0])
+        data = self.task_config.train_data
+        return dict(score=tf.cast(model(inputs, training=False), tf.float32)[:, 0] * data.label_scale + data.label_mean)
 
     def decode(self, outputs, rest=None):
         return outputs

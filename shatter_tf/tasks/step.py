@@ -141,10 +141,15 @@ def _sum_over_parts(function: Callable, batch: dict[str, tf.Tensor], number: int
     """Returns the sum of `function`'s results, lists like `zeros`, over `number` equal parts of a batch."""
     if number == 1:
         return function(batch)
-    batch = {key: tf.reshape(t, [number, t.shape[0] // number, *t.shape[1:]]) for key, t in batch.items()}
+    batch = {key: _in_parts(t, number) for key, t in batch.items()}
 
     def add_part(i, sums):
         terms = function({key: t[i] for key, t in batch.items()})
         return i + 1, [total + term for total, term in zip(sums, terms, strict=True)]
 
     return tf.while_loop(lambda i, sums: i < number, add_part, (0, zeros), maximum_iterations=number)[1]
+
+
+def _in_parts(t: tf.Tensor, number: int) -> tf.Tensor:
+    """Returns [B, ...] as [number, B / number, ...]; one dimension may be unknown."""
+    return tf.reshape(t, [number, t.shape[0] // number, *(-1 if size is None else size for size in t.shape[1:])])

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import itertools
 from typing import Optional
 
 import numpy as np
@@ -14,17 +13,18 @@ from official.modeling import hyperparams
 from official.nlp.modeling import models
 
 from shatter_tf.data import labelled
+from shatter_tf.data.entities import continued, entities_of, is_iob, is_iob2, words_of
 from shatter_tf.data.tagging import (
-    EXTENSIONS,
     NO_TAG,
     TaggingDataConfig,
     TaggingDataLoader,
-    is_iob,
+    choose_files,
+    cut_words,
     read_sentences,
     tag_ids,
 )
 from shatter_tf.encoders.registry import EncoderConfig, build_encoder_for_head
-from shatter_tf.errors import UserError, all_of, argument, collected
+from shatter_tf.errors import all_of, argument, collected
 from shatter_tf.tasks.base import BaseTask, Data, FineTuning, known_vocabulary, refuse_tfds, row_weights, vocabulary_of
 from shatter_tf.tasks.classify import label_names
 from shatter_tf.tasks.signature import Signature, strings
@@ -57,30 +57,41 @@ class TagConfig(FineTuning, cfg.TaskConfig):
 
     def open_data(self, data_dir, pretrained):
         config = self.replace()
-        train = config.train_data
-        needed = f"{argument('data_dir')}, with train and dev files (.tsv or .jsonl)"
-        refuse_tfds(config, needed)
-
-        def load(data, split):
-            if data_dir:
-                data.input_path = data.input_path or labelled.find_file(data_dir, split, EXTENSIONS)
-            if not data.input_path:
-                raise UserError(f"no tagged sentences: give {needed}")
-            return read_sentences(data.input_path)
-
-        vocabulary, sentences, validation = all_of(
-            functools.partial(known_vocabulary, train, pretrained),
-            lambda: load(train, "train"),
-            lambda: load(config.validation_data, "dev"),
-        )
-        vocabulary = vocabulary or vocabulary_of((" ".join(s.words) for s in sentences), train.lower_case)
-        opened = Data(sentences, validation, vocabulary, train.lower_case)
-
+        train, validation = config.train_data, config.validation_data
+        refuse_tfds(config, f"{argument('data_dir')}, with tagged sentences, or {argument('train_file')}")
+        choose_files(train, validation, data_dir)
         train.labels = train.labels or config.class_names or []
-        tags = itertools.chain.from_iterable(sentence.tags for sentence in sentences)
+
+        def load(data):
+            return read_sentences(data.input_path, data.text_fields, data.label_field, train.labels)
+
+        # One file for both is read once.
+        is_one = validation.share == labelled.HELD_OUT and validation.input_path == train.input_path
+        vocabulary, (sentences, note), *other = all_of(
+            functools.partial(known_vocabulary, train, pretrained),
+            lambda: load(train),
+            *([] if is_one else [lambda: load(validation)]),
+        )
+        if is_one:
+            sentences, held_out = labelled.hold_out(sentences)
+            other_note = f"a tenth of the sentences, {len(held_out):,}, is held out, chosen by a hash of the text"
+        else:
+            held_out, other_note = other[0]
+
+        # Entities' words are cut as served texts are, unless the labels lack the tags of their pieces.
+        tags = {tag for sentence in sentences for tag in sentence.tags}
+        of_pieces = {continued(tag) for tag in tags}
+        train.at_punctuation = is_iob2(tags) and of_pieces <= {*(train.labels or of_pieces)}
+        validation.at_punctuation = train.at_punctuation
+        if train.at_punctuation:
+            sentences, held_out = cut_words(sentences), cut_words(held_out)
+            tags |= of_pieces & {tag for sentence in (*sentences, *held_out) for tag in sentence.tags}
+
+        vocabulary = vocabulary or vocabulary_of((" ".join(s.words) for s in sentences), train.lower_case)
+        opened = Data(sentences, held_out, vocabulary, train.lower_case, notes=[note, other_note])
         train.labels = label_names(train, train.input_path, tags)
-        config.class_names = config.validation_data.labels = train.labels
-        for part in (sentences, validation):
+        config.class_names = validation.labels = train.labels
+        for part in (sentences, held_out):
             with collected(opened.problems):
                 tag_ids(part, train.labels)
         return config, opened
@@ -95,7 +106,7 @@ class TagTask(BaseTask):
     """Tagging with Model Garden's head; each word's tag is predicted from its first wordpiece.
 
     Words are scored by accuracy. Where tags mark entities (B-X, I-X, O), these are scored by seqeval's F1, precision
-    and recall, other tags by the mean of their F1.
+    and recall, other tags by the mean of their F1. The F1 of each type of entity, or of each tag, is "f1/NAME".
     """
 
     loader_class = TaggingDataLoader
@@ -165,10 +176,18 @@ class TagTask(BaseTask):
         predicted, labels = (aggregated_logs[key] for key in ("predict_class", "label_class"))
         if self._is_iob:
             names = ("f1", "precision", "recall", "accuracy")
-            return {name: getattr(of_entities, f"{name}_score")(labels, predicted) for name in names}
+            scores = {name: getattr(of_entities, f"{name}_score")(labels, predicted) for name in names}
+            report = of_entities.classification_report(labels, predicted, output_dict=True, zero_division=0)
+            kinds = sorted({tag[2:] for tags in labels for tag in tags if tag != "O"})
+            return scores | {f"f1/{kind}": report[kind]["f1-score"] for kind in kinds}
+
         predicted, labels = np.concatenate(predicted), np.concatenate(labels)
         macro = of_words.f1_score(labels, predicted, average="macro", zero_division=0)
-        return dict(macro_f1=macro, accuracy=np.mean(predicted == labels))
+        tags = np.unique(labels)
+        each = of_words.f1_score(labels, predicted, average=None, labels=tags, zero_division=0)
+        return dict(macro_f1=macro, accuracy=np.mean(predicted == labels)) | {
+            f"f1/{tag}": value for tag, value in zip(tags, each, strict=True)
+        }
 
     def predict(self, model, inputs):
         logits = model(inputs, training=False)["logits"]
@@ -177,38 +196,49 @@ class TagTask(BaseTask):
     def signatures(self, model, tokenizer):
         signatures = super().signatures(model, tokenizer)
 
+        data = self.task_config.train_data
+
         def encode(text):
-            words = tf.strings.split(tf.strings.unicode_transcode(text, "UTF-8", "UTF-8", errors="replace"))
-            inputs, first = tokenizer.encode_words(words, self.task_config.train_data.seq_length)
-            return inputs, (words, first)
+            text = tf.strings.unicode_transcode(text, "UTF-8", "UTF-8", errors="replace")
+            words, *places = words_of(text, data.at_punctuation) if self._is_iob else (tf.strings.split(text),)
+            inputs, first = tokenizer.encode_words(words, data.seq_length)
+            return inputs, (words, first, *places)
 
         predict = signatures["token_ids"].predict
         return {"serving_default": Signature(strings("text"), encode, predict, self.tags_of_words), **signatures}
 
-    def tags_of_words(
-        self, outputs: dict[str, tf.Tensor], rest: tuple[tf.RaggedTensor, tf.RaggedTensor]
-    ) -> dict[str, tf.Tensor]:
-        """Returns each word's likeliest tag, padded to the text with the most words.
+    def tags_of_words(self, outputs: dict[str, tf.Tensor], rest: tuple[tf.RaggedTensor, ...]) -> dict[str, tf.Tensor]:
+        """Returns each word's likeliest tag, padded to the text with the most words; and entities, if tags mark them.
 
         Args:
           outputs: `tag_probabilities`, float32 [B, L, tags].
-          rest: the words, ragged strings [B, words]; and the places of their first wordpieces, without those that are
-            cut off.
+          rest: the words, ragged strings [B, words]; the places of their first wordpieces, without those that are cut
+            off; and where tags mark entities, the characters at which words begin and end.
 
         Returns:
           `words` and `tags`, string [B, words]; and `probabilities`, float32 [B, words]. Padding and words that are cut
-          off have the tag "" and the probability 0.
+          off have the tag "" and the probability 0. Where tags mark entities, also what `entities_of` returns.
         """
-        words, first = rest
+        words, first, *places = rest
         words = words.to_tensor()
         is_tagged = tf.sequence_mask(first.row_lengths(), tf.shape(words)[1])
 
         probabilities = tf.gather(outputs["tag_probabilities"], first.to_tensor(), batch_dims=1)
         missing = tf.shape(words)[1] - tf.shape(probabilities)[1]
         probabilities = tf.pad(probabilities, [[0, 0], [0, missing], [0, 0]])
-        tags = tf.gather(tf.constant(self.task_config.class_names), tf.argmax(probabilities, axis=-1))
-        return dict(
+        ids = tf.argmax(probabilities, axis=-1)
+        probabilities = tf.reduce_max(probabilities, axis=-1)
+        classes = self.task_config.class_names
+        answers = dict(
             words=words,
-            tags=tf.where(is_tagged, tags, ""),
-            probabilities=tf.where(is_tagged, tf.reduce_max(probabilities, axis=-1), 0.0),
+            tags=tf.where(is_tagged, tf.gather(tf.constant(classes), ids), ""),
+            probabilities=tf.where(is_tagged, probabilities, 0.0),
         )
+        if not places:
+            return answers
+
+        of_words = (ids, probabilities, *(place.to_tensor() for place in places))
+        ids, probabilities, starts, ends = (tf.boolean_mask(values, is_tagged) for values in of_words)
+        rows = tf.where(is_tagged)[:, 0]
+        number = tf.shape(words, tf.int64)[0]
+        return answers | entities_of(classes, ids, probabilities, rows, starts, ends, number)

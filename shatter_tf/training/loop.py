@@ -41,14 +41,17 @@ class Loop:
         self._timed_seconds = 0.0
 
     def run(self, evaluate: bool) -> bool:
-        """Returns whether training got to `trainer.train_steps`; see `Session.train`."""
+        """Returns whether training got to its end; see `Session.train`."""
         session = self.session
         total = self._settings.train_steps
-        if session.step < total:
-            session.saver.begin()
-        else:
+        if session.step >= total:
             more = argument("train_steps")
             notice(f"nothing to train: the run is at step {session.step}, its last; a larger {more} goes on from there")
+        elif self._out_of_patience(evaluate):
+            notice("nothing to train; a larger trainer.patience goes on from there")
+            return True
+        else:
+            session.saver.begin()
         if evaluate and session.step and self._due(self._settings.validation_interval) and not session.evaluated:
             session.evaluate_in_training()
 
@@ -73,6 +76,21 @@ class Loop:
                 return False
             if evaluating:
                 session.evaluate_in_training()
+                if session.step < total and self._out_of_patience(evaluate):
+                    break
+        return True
+
+    def _out_of_patience(self, evaluate: bool) -> bool:
+        """Returns whether the last evaluations were no better than an earlier one, and says so."""
+        patience = self._settings.patience
+        if not evaluate or not patience or self.session.evaluations_since_best < patience:
+            return False
+        best = self.session.best
+        name = self._settings.best_checkpoint_eval_metric
+        notice(
+            f"stopped early at step {self.session.step}: {patience} evaluations in a row were no better than that of "
+            f"step {best['step']}, {name} {best[name]:.4f}"
+        )
         return True
 
     def _due(self, interval: int) -> bool:
@@ -181,13 +199,13 @@ def readable(logs: dict) -> dict[str, float]:
 
 
 def format_metrics(metrics: dict[str, float]) -> str:
-    """Returns metrics as text.
+    """Returns metrics as text, without those of single labels, of which there may be many.
 
     Example:
-    >>> format_metrics(dict(loss=1.0, accuracy=0.5))
-    'loss 1.0000  accuracy 0.5000'
+    >>> format_metrics({"loss": 1.0, "f1": 0.5, "f1/PER": 0.4})
+    'loss 1.0000  f1 0.5000'
     """
-    return "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+    return "  ".join(f"{name} {value:.4f}" for name, value in metrics.items() if "/" not in name)
 
 
 def format_duration(seconds: float) -> str:

@@ -25,6 +25,10 @@ FLAGS = {
     "batch_size": "task.train_data.global_batch_size",
     "seq_length": "task.train_data.seq_length",
     "seed": "task.train_data.seed",
+    "train_file": "task.train_data.input_path",
+    "dev_file": "task.validation_data.input_path",
+    "text_fields": "task.train_data.text_fields",
+    "label_field": "task.train_data.label_field",
 }
 ENCODER = ("task", "model", "encoder")
 
@@ -222,6 +226,8 @@ def override_all(
     of_flags = {}
     for flag, value in flags.items():
         name = full_name(params, flag)
+        if value is not None and next(_key_problems(params, nested(name, value)), None):
+            raise UserError(f"{argument(flag)}: this experiment has no setting {name}; leave it out")
         if look_up(of_override, name) not in (None, value):
             raise UserError(f"{argument(flag)}={value}, and {argument('params_override')} has {name}: give one of them")
         of_flags = merge(of_flags, nested(name, value))

@@ -3,10 +3,14 @@
 import os
 import signal
 import threading
+import time
 
 from shatter_tf.console import say
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+# Signals that come sooner after the first are the same request: `timeout`, say, signals a process and then its group.
+_SAME_REQUEST_SECONDS = 2.0
 
 
 class StopRequest:
@@ -35,7 +39,7 @@ class StopRequest:
         return self._asked.is_set()
 
     def listen(self) -> None:
-        """Handles the signals from now on; a second one ends the process.
+        """Handles the signals from now on; another one, seconds after the first, ends the process.
 
         Call this before libraries start threads: signals are blocked in this thread and those that it starts, so that
         one thread can wait for them. Handlers would not do: TensorFlow, when it talks to other machines, sets its own.
@@ -45,7 +49,7 @@ class StopRequest:
 
     def _wait(self) -> None:
         signal.sigwait(_SIGNALS)
-        threading.Thread(target=lambda: os._exit(128 + signal.sigwait(_SIGNALS)), daemon=True).start()
+        threading.Thread(target=self._wait_for_another, args=(time.monotonic(),), daemon=True).start()
         self._asked.set()
         saved = self.unsaved.acquire(timeout=self.patience)
         with self.saving:
@@ -55,3 +59,17 @@ class StopRequest:
             elif not self.announced:
                 say("stopped on request, with nothing unsaved; the same command resumes from there")
             os._exit(os.EX_TEMPFAIL)
+
+    def _wait_for_another(self, first: float) -> None:
+        number = signal.sigwait(_SIGNALS)
+        while time.monotonic() - first < _SAME_REQUEST_SECONDS:
+            number = signal.sigwait(_SIGNALS)
+
+        line = (
+            "ended by another signal: the steps since the last checkpoint are lost; the same command resumes from there"
+        )
+        # Not in this thread, which must end the process even if what reads the output does not go on.
+        saying = threading.Thread(target=say, args=(line,), daemon=True)
+        saying.start()
+        saying.join(timeout=1.0)
+        os._exit(128 + number)

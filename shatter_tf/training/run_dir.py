@@ -1,9 +1,10 @@
 """A model_dir: all that a run leaves behind to be resumed, exported or used as --init_checkpoint.
 
-experiment.json   the experiment's name, casing, the vocabulary's hash
+experiment.json   the experiment's name, casing, the hashes of vocabulary and training data
 params.yaml       every setting, including the label names
 vocab.txt         the vocabulary
 ckpt-*, best/     checkpoints: the newest, and the one whose evaluation was best
+data.json         what the training data is like
 metrics.json      the metrics of the last evaluation, and of simple models on the same rows
 history.jsonl     those of every evaluation in training, with the seconds of training before it
 train/, validation/   TensorBoard
@@ -13,6 +14,7 @@ not_finite.npz    the batch at which training went wrong, if it did
 
 import contextlib
 import dataclasses
+import hashlib
 import io
 import json
 import math
@@ -27,9 +29,9 @@ from official.core import config_definitions as cfg
 
 from shatter_tf import __version__
 from shatter_tf.data.corpus.shards import VOCABULARY_FILE
-from shatter_tf.data.vocabulary import read_vocabulary, vocabulary_hash
+from shatter_tf.data.vocabulary import is_of_hash, read_vocabulary, vocabulary_hash
 from shatter_tf.errors import UserError, argument, first_line
-from shatter_tf.files import INCOMPLETE, LOCK_FILE, check_name, held, write_whole
+from shatter_tf.files import INCOMPLETE, LOCK_FILE, check_name, contents, held, write_whole
 from shatter_tf.tasks.base import Data
 from shatter_tf.tasks.registry import get_experiment
 
@@ -39,6 +41,10 @@ EXPERIMENT_FILE, PARAMS_FILE = "experiment.json", "params.yaml"
 _GONE = ("hub_module_url", "init_cls_pooler", "scale_loss")
 
 METRICS_FILE, HISTORY_FILE, NOT_FINITE_FILE = "metrics.json", "history.jsonl", "not_finite.npz"
+DATA_FILE = "data.json"
+
+# Where data was found, which does not change what it is.
+_LOCATION = ("where", "path", "lines")
 
 
 @dataclasses.dataclass
@@ -48,6 +54,9 @@ class Run:
     Attributes:
       data: opened; a run that was read from its directory has none.
       chosen: settings that nobody gave, to be told to the user, by short names.
+      before: what `model_dir` holds, if it is resumed.
+      data_sha256: the hash of the training data's content, once it was needed.
+      facts: what the training data is like, once that was reported.
     """
 
     experiment: str
@@ -56,6 +65,9 @@ class Run:
     lower_case: bool
     data: Optional[Data] = None
     chosen: dict[str, Any] = dataclasses.field(default_factory=dict)
+    before: Optional["Run"] = None
+    data_sha256: Optional[str] = None
+    facts: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def labels(self) -> list[str]:
@@ -70,6 +82,10 @@ def read(model_dir: str, name: str = "model_dir") -> Run:
     """Returns the run that left `model_dir`, the argument `name`; raises UserError when it holds no run."""
     where = f"{argument(name)}={model_dir}"
     if not exists(model_dir):
+        folder = os.path.dirname(model_dir.rstrip("/"))
+        run = next((path for path in (folder, os.path.dirname(folder)) if path and exists(path)), None)
+        if run:
+            raise UserError(f"{where}: a part of the training directory {run}; give that: {argument(name)}={run}")
         raise UserError(f"{where}: not a training directory (it has no {EXPERIMENT_FILE})")
     try:
         with tf.io.gfile.GFile(os.path.join(model_dir, EXPERIMENT_FILE)) as f:
@@ -88,15 +104,19 @@ def read(model_dir: str, name: str = "model_dir") -> Run:
     except (tf.errors.NotFoundError, ValueError, TypeError, LookupError, yaml.YAMLError) as error:
         raise UserError(f"{where}: damaged, or made by another version ({' '.join(str(error).split())})") from error
     vocabulary = read_vocabulary(os.path.join(model_dir, VOCABULARY_FILE))
-    if vocabulary_hash(vocabulary) != sha256:
+    if not is_of_hash(vocabulary, sha256):
         raise UserError(f"{os.path.join(model_dir, VOCABULARY_FILE)}: not the vocabulary the model was trained with")
-    return Run(experiment, params, vocabulary, lower_case)
+    return Run(experiment, params, vocabulary, lower_case, data_sha256=about.get("data_sha256"))
 
 
 def check(model_dir: str, run: Run) -> None:
     """Raises UserError unless `run` may start or resume in `model_dir`; changes nothing."""
     check_name(model_dir, argument("model_dir"))
-    if not tf.io.gfile.exists(model_dir) or _only_begun(model_dir, run):
+    if not tf.io.gfile.exists(model_dir):
+        return
+    if not tf.io.gfile.isdir(model_dir):
+        raise UserError(f"{argument('model_dir')}={model_dir}: a file; name a new directory")
+    if _only_begun(model_dir, run):
         return
     if not exists(model_dir):
         raise UserError(f"{argument('model_dir')}={model_dir}: not empty, and not a training directory; name a new one")
@@ -126,7 +146,7 @@ def check(model_dir: str, run: Run) -> None:
 def _only_begun(model_dir: str, run: Run) -> bool:
     """Whether `model_dir` holds only what `write` leaves when it is killed or finds the disk full."""
     files = [VOCABULARY_FILE, PARAMS_FILE, EXPERIMENT_FILE]
-    names = sorted({*tf.io.gfile.listdir(model_dir)} - {LOCK_FILE})
+    names = sorted(contents(model_dir))
     for i, file in enumerate(files):
         if names in (sorted(files[:i]), sorted([*files[:i], file + INCOMPLETE])):
             return not i or read_vocabulary(os.path.join(model_dir, VOCABULARY_FILE)) == run.vocabulary
@@ -181,14 +201,36 @@ def write(model_dir: str, run: Run) -> None:
     tf.io.gfile.makedirs(model_dir)
     write_whole(os.path.join(model_dir, VOCABULARY_FILE), "\n".join(run.vocabulary) + "\n")
     write_whole(os.path.join(model_dir, PARAMS_FILE), yaml.safe_dump(_plain(run.params.as_dict()), sort_keys=False))
+    if run.facts:
+        write_whole(os.path.join(model_dir, DATA_FILE), json.dumps(run.facts, indent=1, ensure_ascii=False) + "\n")
     about = dict(
         experiment=run.experiment,
         lower_case=run.lower_case,
         vocabulary_sha256=vocabulary_hash(run.vocabulary),
+        data_sha256=run.data_sha256 or (content_hash(run.data.train) if run.data else None),
         shatter_tf=__version__,
         tensorflow=tf.__version__,
     )
     write_whole(os.path.join(model_dir, EXPERIMENT_FILE), json.dumps(about, indent=1) + "\n")
+
+
+def content_hash(data: Any) -> Optional[str]:
+    """Returns the SHA-256 of what a task trains on, wherever it was found: rows, questions or a corpus's description.
+
+    None for data of another kind, which a plugin may have.
+    """
+    digest = hashlib.sha256()
+    try:
+        for item in data if isinstance(data, list) else [data]:
+            digest.update(json.dumps(item, default=_content).encode() + b"\n")
+    except TypeError:
+        return None
+    return digest.hexdigest()
+
+
+def _content(item: Any) -> list:
+    """Returns the content of a dataclass; raises TypeError for anything else."""
+    return [getattr(item, field.name) for field in dataclasses.fields(item) if field.name not in _LOCATION]
 
 
 def _plain(value):
@@ -222,6 +264,27 @@ def read_baseline(model_dir: str) -> Optional[dict]:
 def write_metrics(model_dir: str, metrics: dict) -> None:
     """Replaces metrics.json."""
     write_whole(os.path.join(model_dir, METRICS_FILE), json.dumps(metrics, indent=1) + "\n")
+
+
+def best_entry(history: list[dict], metric: str, comparison: str) -> Optional[dict]:
+    """Returns the entry of a history whose checkpoint is kept as the best, or None if the metric was never finite.
+
+    Of entries with the same metric it is the one with the lowest loss, and of those the last.
+
+    Example:
+    >>> history = [dict(step=step, f1=0.0, loss=loss) for step, loss in ((1, 0.9), (2, 0.5), (3, 0.5), (4, 0.7))]
+    >>> best_entry(history, "f1", "higher")["step"]
+    3
+    """
+    sign = 1 if comparison == "higher" else -1
+
+    def goodness(numbered: tuple[int, dict]) -> tuple[float, float, int]:
+        number, entry = numbered
+        loss = entry.get("loss", math.inf)
+        return sign * entry[metric], -math.inf if math.isnan(loss) else -loss, number
+
+    finite = [numbered for numbered in enumerate(history) if math.isfinite(numbered[1].get(metric, math.nan))]
+    return max(finite, key=goodness)[1] if finite else None
 
 
 def read_history(model_dir: str, last_step: Optional[int] = None) -> list[dict]:

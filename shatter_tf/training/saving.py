@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from shatter_tf.checkpoints import BEST_SUBDIR, PREFIX
 from shatter_tf.cluster import is_chief
+from shatter_tf.console import warn
 from shatter_tf.errors import UserError, argument, first_line
 from shatter_tf.files import PASSING_ERRORS
 from shatter_tf.training import run_dir
@@ -24,6 +25,9 @@ class Saver:
       run, model_dir: the run, and where it lives.
       trainer: what is saved.
       restored: the checkpoint that it resumed from, if any.
+
+    Attributes:
+      only_metrics: whether the run is only evaluated: then a directory that cannot be written to is no obstacle.
     """
 
     def __init__(self, run: Run, model_dir: str, trainer: Trainer, restored: Optional[str]):
@@ -41,6 +45,8 @@ class Saver:
                 (os.path.join(directory, BEST_SUBDIR), 1),
             )
         )
+        self.only_metrics = False
+        self._warned: set[str] = set()
         self._saved: Optional[str] = None  # the newest checkpoint of this process
         self._writers = {}
 
@@ -90,6 +96,11 @@ class Saver:
         except PASSING_ERRORS:
             raise
         except (tf.errors.OpError, OSError) as error:
+            if self.only_metrics:
+                if what not in self._warned:
+                    warn(f"{argument('model_dir')}={self._model_dir}: cannot write {what} ({first_line(error)})")
+                self._warned.add(what)
+                return
             raise UserError(
                 f"{argument('model_dir')}={self._model_dir}: cannot write {what} at step {self._step} "
                 f"({first_line(error)}); last good checkpoint: {self.last_good}; make room, and the same command "
@@ -124,7 +135,7 @@ class Saver:
     def write_metrics(self, metrics: dict) -> None:
         """Replaces metrics.json."""
         if self._chief:
-            with self.writing("metrics"):
+            with self.writing(run_dir.METRICS_FILE):
                 run_dir.write_metrics(self._model_dir, {"step": self._step, **metrics})
 
     def write_bad_batch(self, data: tf.data.Dataset, **facts: int) -> str:

@@ -1,13 +1,13 @@
 """One run in one model_dir: builds everything, restores what there is, and trains or evaluates."""
 
 import contextlib
-import math
 import time
 from typing import Optional
 
 import tensorflow as tf
 import tf_keras
 from official.core import task_factory
+from official.modeling.optimization import OptimizerFactory
 
 from shatter_tf.checkpoints import checkpoint_step, count_parameters, has_part, latest_checkpoint
 from shatter_tf.cluster import is_chief
@@ -129,6 +129,8 @@ class Session:
     def train(self, evaluate: bool, stop: Optional[StopRequest] = None) -> bool:
         """Trains up to `trainer.train_steps`, evaluating and checkpointing at their intervals and at the end.
 
+        With `trainer.patience` it ends before, after that many evaluations without a better one.
+
         A checkpoint comes before every evaluation, so that nothing is lost by stopping one.
 
         Returns:
@@ -139,8 +141,23 @@ class Session:
           WorkerLost: when another process of the run is gone.
           files.PASSING_ERRORS: when storage does not answer.
         """
+        self._tell_learning_rate()
         with self._failures_told():
             return Loop(self, stop or StopRequest()).run(evaluate)
+
+    def _tell_learning_rate(self) -> None:
+        """Says when the learning rate jumps where a run is resumed: with another schedule, or another `train_steps`."""
+        if not self.run.before or not 0 < self.step < self.params.trainer.train_steps:
+            return
+        was, now = (
+            f"{float(rate(self.step) if callable(rate) else rate):.3g}"
+            for rate in (
+                OptimizerFactory(run.params.trainer.optimizer_config).build_learning_rate()
+                for run in (self.run.before, self.run)
+            )
+        )
+        if was != now:
+            notice(f"the learning rate at step {self.step} was {was}, and is now {now}")
 
     def evaluate(self) -> dict[str, float]:
         """Evaluates the current weights on the validation data and writes metrics.json; returns the metrics."""
@@ -182,10 +199,7 @@ class Session:
         """Says how good a trained run is, if it was evaluated, and which command comes next."""
         if self.evaluated:
             metrics = {key: value for key, value in self.history[-1].items() if key not in ("step", "seconds")}
-            trainer = self.params.trainer
-            sign = 1 if trainer.best_checkpoint_metric_comp == "higher" else -1
-            best = max(self.history, key=lambda entry: sign * entry.get(trainer.best_checkpoint_eval_metric, -math.inf))
-            self.compare_with_baseline(metrics, best.get(self.params.task.main_metric))
+            self.compare_with_baseline(metrics, (self.best or {}).get(self.params.task.main_metric))
         notice(f"next: {self.params.task.next_command(self.model_dir)}")
 
     @property
@@ -193,15 +207,24 @@ class Session:
         """Whether the current weights were evaluated in training."""
         return bool(self.history) and self.history[-1]["step"] == self.step
 
+    @property
+    def best(self) -> Optional[dict]:
+        """The evaluation in training that was the best so far; None if none was finite."""
+        trainer = self.params.trainer
+        return run_dir.best_entry(
+            self.history, trainer.best_checkpoint_eval_metric, trainer.best_checkpoint_metric_comp
+        )
+
+    @property
+    def evaluations_since_best(self) -> int:
+        """How many evaluations there were in training since the best one."""
+        return len(self.history) - 1 - self.history.index(self.best) if self.best else 0
+
     def evaluate_in_training(self) -> None:
         """Evaluates, adds the result to the history, and keeps a checkpoint that is the best so far."""
-        metrics = self.evaluate()
-        name = self.params.trainer.best_checkpoint_eval_metric
-        sign = 1 if self.params.trainer.best_checkpoint_metric_comp == "higher" else -1
-        earlier = [entry[name] for entry in self.history if math.isfinite(entry.get(name, math.nan))]
-        if math.isfinite(metrics[name]) and all(sign * metrics[name] > sign * value for value in earlier):
+        self.history.append({"step": self.step, "seconds": round(self.seconds, 3), **self.evaluate()})
+        if self.best is self.history[-1]:
             self.saver.save_best()
-        self.history.append({"step": self.step, "seconds": round(self.seconds, 3), **metrics})
         self.saver.write_history(self.history)
 
     @contextlib.contextmanager

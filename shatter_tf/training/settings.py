@@ -15,6 +15,7 @@ from typing import Any, Optional
 import tensorflow as tf
 from official.core import config_definitions as cfg
 
+from shatter_tf.checkpoints import newest_step
 from shatter_tf.config_files import find_config
 from shatter_tf.console import notice, warn
 from shatter_tf.data.corpus.shards import VOCABULARY_FILE
@@ -50,6 +51,12 @@ _SHARED_DATA_FIELDS = [
     "labels",
     "text_fields",
     "label_field",
+    "label_separator",
+    "long_text",
+    "max_windows",
+    "length_buckets",
+    "label_mean",
+    "label_scale",
     "tfds_name",
     "tfds_data_dir",
 ]
@@ -91,13 +98,19 @@ def resolve(
     config_file = find_config(config) if config else config_file
     problems: list[str] = []
     initial = before = None
-    if init_checkpoint:
-        with collected(problems):
-            initial = run_dir.read(init_checkpoint, "init_checkpoint")
+    step = 0
     if model_dir and run_dir.exists(model_dir):
         with collected(problems):
             before = run_dir.read(model_dir)
             before = before if before.experiment == experiment else None
+            step = newest_step(model_dir) if before else 0
+    initial_dir = init_checkpoint
+    if init_checkpoint and step and before and before.params.task.init_checkpoint and not run_dir.exists(initial_dir):
+        notice(f"{argument('init_checkpoint')}={init_checkpoint}: not there; {model_dir} has all that is needed of it")
+        initial_dir = model_dir
+    if init_checkpoint:
+        with collected(problems):
+            initial = run_dir.read(initial_dir, "init_checkpoint")
 
     # Settings: what was given, then what the data decides, then what follows.
     params, given = combine(experiment, config_file, params_override, initial, init_checkpoint, flags)
@@ -105,12 +118,16 @@ def resolve(
         problems.append(
             f"task.init_checkpoint={params.task.init_checkpoint}: give {argument('init_checkpoint')}, which is checked"
         )
-    # A vocabulary that was trained on the task's own texts stays what it was.
-    if before and not initial and not getattr(params.task.train_data, "vocab_file", True):
+    # A vocabulary that was trained on the task's own texts stays what it was, as does one whose file is gone.
+    vocab_file = getattr(params.task.train_data, "vocab_file", None)  # a corpus has its own
+    is_ours = not tf.io.gfile.exists(vocab_file) if vocab_file else not initial
+    if before and is_ours and vocab_file is not None:
         params.task.train_data.vocab_file = os.path.join(model_dir, VOCABULARY_FILE)
+        if vocab_file:
+            given = merge(given, nested("task.train_data.vocab_file", params.task.train_data.vocab_file))
     data = None
     if not problems:  # else it is not known which vocabulary the data is for
-        pretrained = initial and Pretrained(init_checkpoint, initial.vocabulary, initial.lower_case)
+        pretrained = initial and Pretrained(initial_dir, initial.vocabulary, initial.lower_case)
         with collected(problems):
             params.task, data = params.task.open_data(data_dir, pretrained)
             problems += data.problems
@@ -129,7 +146,9 @@ def resolve(
 
     # Checks.
     problems += checks.problems(resolved, len(vocabulary))
-    run = Run(experiment, resolved, vocabulary, data.lower_case if data else True, data, {} if before else said)
+    if 0 < resolved.trainer.train_steps < step:
+        problems.append(f"trainer.train_steps={resolved.trainer.train_steps}: the run has already taken {step} steps")
+    run = Run(experiment, resolved, vocabulary, data.lower_case if data else True, data, {} if before else said, before)
     if model_dir and data:
         with collected(problems):
             run_dir.check(model_dir, run)
@@ -140,7 +159,7 @@ def resolve(
         problems.append(f"{argument('budget')}: starting takes {trial.START_SECONDS:.0f} s; give more")
     raise_all(problems)
     if before:
-        _tell_changes(given, before)
+        _tell_changes(given, before, run)
 
     # How long it may take: only now is it known that a step can be tried.
     if budget and before:
@@ -154,13 +173,19 @@ def resolve(
     return run
 
 
-def _tell_changes(given: dict, before: Run) -> None:
-    """Says which of the settings that were given are not those that the run in model_dir began with."""
+def _tell_changes(given: dict, before: Run, run: Run) -> None:
+    """Says which of the settings that were given, and what data, are not those that the run in model_dir had so far."""
     old = before.params.as_dict()
     for name, value in leaves(given):
         was = look_up(old, name)
         if was is not None and was != value:
             notice(f"from here on {name}={value}; so far it was {was}")
+    path, was = (settings.task.train_data.input_path for settings in (run.params, before.params))
+    run.data_sha256 = run_dir.content_hash(run.data.train)
+    if before.data_sha256 not in (None, run.data_sha256):
+        warn(f"the training data is not what it was: from here on it is {path}, so far it was another {was}")
+    elif before.data_sha256 is None and path != was:
+        notice(f"from here on the training data is {path}; so far it was {was}")
 
 
 def _choose_device(runtime: cfg.RuntimeConfig, before: Optional[Run]) -> None:

@@ -1,5 +1,6 @@
 """`prepare` as an Apache Beam pipeline: the same shards, to the last byte, from as many machines as a runner has."""
 
+import collections
 import json
 import logging
 import os
@@ -12,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from shatter_tf.console import say
-from shatter_tf.data.corpus.job import Job, Written, encode_documents
+from shatter_tf.data.corpus.job import DOCUMENTS, DUPLICATES, EMPTY, SHORT, Document, Job, Written, encode_documents
 from shatter_tf.errors import UserError, argument
 
 logging.disable(logging.WARNING)  # Beam warns about every cloud that it has no client for
@@ -30,6 +31,8 @@ _BATCH_DOCUMENTS = 256
 
 _STATISTICS_FILE = "statistics.json"
 
+_NOWHERE = -1  # the source of documents that are empty to a tokenizer
+
 
 def write(job: Job, options: str) -> Written:
     """Does the whole job as a pipeline and waits for it.
@@ -43,7 +46,7 @@ def write(job: Job, options: str) -> Written:
     """
     if not options:  # it runs here, and a failure is reported in one line instead of its logs
         logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
-    say(f"Beam: {len(job.paths)} files to at most {sum(job.num_shards.values())} shards")
+    say(f"Beam: {len(job.sources)} files to at most {sum(job.num_shards.values())} shards")
     try:
         with beam.Pipeline(options=PipelineOptions(shlex.split(options))) as pipeline:
             _build(pipeline, job)
@@ -57,38 +60,47 @@ def write(job: Job, options: str) -> Written:
 def _build(pipeline: beam.Pipeline, job: Job) -> None:
     """Adds all steps to a pipeline that writes the shards and _STATISTICS_FILE."""
 
-    def read(file: int) -> Iterator[tuple[int, int, str]]:
-        for number, document in enumerate(job.documents(job.paths[file])):
-            yield file, number, document
+    def read(source: int) -> Iterator:
+        counts = collections.Counter()
+        for number, document in enumerate(job.read(source, counts)):
+            yield document.key, (source, number, document)
+        yield beam.pvalue.TaggedOutput("counts", dict(counts))
 
     def write_statistics(elements: list) -> None:
         with tf.io.gfile.GFile(os.path.join(job.directory, _STATISTICS_FILE), "w") as f:
             json.dump(elements, f)
 
-    encoded = (
+    found = (
         pipeline
-        | "Files" >> beam.Create(range(len(job.paths)))
+        | "Files" >> beam.Create(range(len(job.sources)))
         | "SpreadFiles" >> beam.Reshuffle()
-        | "Read" >> beam.FlatMap(read)
-        | "SpreadDocuments" >> beam.Reshuffle()  # else a file's documents stay with one worker
+        | "Read" >> beam.FlatMap(read).with_outputs("counts", main="documents")
+    )
+    # Both spread documents, too; otherwise a file's would stay with one worker.
+    different = beam.Reshuffle() if job.keep_duplicates else beam.CombinePerKey(min)
+    encoded = (
+        found.documents
+        | "Different" >> different
+        | "Numbered" >> beam.Values()
         | "Batch" >> beam.BatchElements(min_batch_size=1, max_batch_size=_BATCH_DOCUMENTS)
-        | "Encode" >> beam.ParDo(_Encode(job)).with_outputs("counts", "files", main="records")
+        | "Encode" >> beam.ParDo(_Encode(job)).with_outputs("wordpieces", "sources", main="records")
     )
     shards = encoded.records | beam.GroupByKey() | "Write" >> beam.ParDo(_WriteShard(job))
-    files = encoded.files | "Documents" >> beam.combiners.Count.PerElement() | beam.Map(lambda f: ["file", *f])
-    counts = (
-        encoded.counts
+    sources = encoded.sources | "Documents" >> beam.combiners.Count.PerElement() | beam.Map(lambda n: ["source", *n])
+    wordpieces = (
+        encoded.wordpieces
         | "Wordpieces" >> beam.CombineGlobally(lambda counts: sum(counts))
-        | "List" >> beam.Map(lambda counts: ["counts", np.asarray(counts).tolist()])
+        | "List" >> beam.Map(lambda counts: ["wordpieces", np.asarray(counts).tolist()])
     )
-    statistics = (shards, files, counts) | beam.Flatten() | beam.combiners.ToList()
+    counts = found.counts | "Counts" >> beam.Map(lambda counts: ["counts", counts])
+    statistics = (shards, sources, wordpieces, counts) | beam.Flatten() | beam.combiners.ToList()
     statistics | "Statistics" >> beam.Map(write_statistics)
 
 
 class _Encode(beam.DoFn):
-    """Maps batches of (file number, document number, document) to ((split, shard), (file, document, record, tokens)).
+    """Maps batches of (source, number, document) to ((split, shard), (source, number, record, tokens)).
 
-    Each wordpiece's count goes to the output "counts", file numbers to "files".
+    Each wordpiece's count goes to the output "wordpieces", the documents' sources, or _NOWHERE, to "sources".
     """
 
     def __init__(self, job: Job):
@@ -97,13 +109,13 @@ class _Encode(beam.DoFn):
     def setup(self):
         self._tokenizer = self._job.tokenizer()
 
-    def process(self, batch: list[tuple[int, int, str]]):
-        records, counts = encode_documents([document for _, _, document in batch], self._tokenizer)
-        yield beam.pvalue.TaggedOutput("counts", counts)
-        for (file, number, document), (record, tokens) in zip(batch, records, strict=True):
+    def process(self, batch: list[tuple[int, int, Document]]):
+        records, counts = encode_documents([document.text for _, _, document in batch], self._tokenizer)
+        yield beam.pvalue.TaggedOutput("wordpieces", counts)
+        for (source, number, document), (record, tokens) in zip(batch, records, strict=True):
             if record:
-                yield self._job.place(self._job.paths[file], document), (file, number, record, tokens)
-                yield beam.pvalue.TaggedOutput("files", file)
+                yield self._job.place(document), (source, number, record, tokens)
+            yield beam.pvalue.TaggedOutput("sources", source if record else _NOWHERE)
 
 
 class _WriteShard(beam.DoFn):
@@ -141,9 +153,17 @@ def _read_statistics(job: Job) -> Written:
             shard = written.shards[split, number]
             shard.documents = documents
             shard.tokens = tokens
-        elif kind == "file":
-            file, documents = values
-            written.documents[job.paths[file]] = documents
+        elif kind == "source":
+            source, documents = values
+            if source == _NOWHERE:
+                written.counts[EMPTY] += documents
+            else:
+                written.documents[source] = documents
+        elif kind == "counts":
+            written.counts.update(values[0])
         else:
-            written.counts += values[0]
+            written.wordpieces += values[0]
+
+    counts = written.counts
+    counts[DUPLICATES] = counts[DOCUMENTS] - counts[EMPTY] - counts[SHORT] - sum(written.documents)
     return written

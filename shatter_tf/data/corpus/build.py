@@ -1,7 +1,11 @@
 """All of `prepare`: from text files to a corpus, which appears when it is complete."""
 
+import collections
+import concurrent.futures
 import contextlib
+import functools
 import itertools
+import json
 import math
 import os
 from collections.abc import Iterator
@@ -9,10 +13,23 @@ from collections.abc import Iterator
 import numpy as np
 import tensorflow as tf
 
+from shatter_tf.console import say, warn
 from shatter_tf.data.corpus import local
-from shatter_tf.data.corpus.job import Job, Written
+from shatter_tf.data.corpus.job import DOCUMENTS, DUPLICATES, EMPTY, SHORT, Job, Written
 from shatter_tf.data.corpus.shards import CORPUS_FILE, TRAIN, VALIDATION, VOCABULARY_FILE, Corpus
-from shatter_tf.data.text import find_files, read_documents
+from shatter_tf.data.documents import (
+    BLANK_LINE,
+    LINE,
+    LONG_STRING,
+    LONG_STRINGS,
+    Source,
+    Survey,
+    find_files,
+    find_source,
+    is_named_so,
+    survey,
+)
+from shatter_tf.data.streams import plain_name
 from shatter_tf.data.vocabulary import (
     UNKNOWN,
     check_vocabulary,
@@ -23,22 +40,28 @@ from shatter_tf.data.vocabulary import (
     vocabulary_hash,
 )
 from shatter_tf.errors import UserError, argument, first_line
-from shatter_tf.files import INCOMPLETE, publish, real_path
+from shatter_tf.files import INCOMPLETE, contents, publish, real_path
 
 _SHARD_BYTES = 16 << 20  # of text: about 4 million tokens, which a training step may have to read when resuming
 _MOST_SHARDS = 200  # of a split, on this machine, which keeps all of them open
+_MARKUP = (".csv", ".tsv", ".html", ".htm", ".xml")  # read like any text, for want of a reader
+_VALIDATION_FRACTION = 0.01
+_FEWEST = 20  # documents; fewer are cut into pieces of so many characters, if none happens to be held out
+_PIECE_CHARACTERS = 500
 _VOCABULARY_BYTES = 200 << 20  # a vocabulary is trained on at most this much text, sampled evenly
-_GZIP_RATIO = 3  # assumed, for the progress bar and the number of shards
 
 
 def build_corpus(
     *,
     input: str,
     output_dir: str,
+    text_field: str = "",
+    min_characters: int = 0,
+    keep_duplicates: bool = False,
     vocab_file: str | None,
     vocab_size: int | None,
     cased: bool,
-    validation_fraction: float,
+    validation_fraction: float | None,
     validation_input: str | None,
     seq_length: int,
     num_workers: int,
@@ -57,44 +80,54 @@ def build_corpus(
 
     # What there is to do.
     _check_is_free(output_dir)
-    paths, held_out = _find_inputs(input, validation_input)
-    sizes = {p: tf.io.gfile.stat(p).length * (_GZIP_RATIO if p.endswith(".gz") else 1) for p in paths + held_out}
-    total_bytes = sum(sizes.values())
-    validation_bytes = sum(sizes[path] for path in held_out) or total_bytes * validation_fraction
+    vocabulary = read_vocabulary(vocab_file) if vocab_file else None
+    held_out, others = _find_sources(input, validation_input, text_field)
+    found = survey(held_out + others, layout, errors)
+    _say_what_is_read(held_out + others, found)
+
+    fraction = validation_fraction or _VALIDATION_FRACTION
+    total_bytes = sum(found.sizes.values())
+    validation_bytes = sum(found.sizes[source.path] for source in held_out) or total_bytes * fraction
     most_shards = _MOST_SHARDS if runner == "local" else math.inf
     num_shards = {
         split: min(max(1, int(size // _SHARD_BYTES)), most_shards)
         for split, size in ((TRAIN, total_bytes), (VALIDATION, validation_bytes))
     }
-    vocabulary = read_vocabulary(vocab_file) if vocab_file else None
 
     with _all_or_nothing(output_dir) as directory:
-        if not vocabulary:
-            documents = (document for path in paths for document in read_documents(path, layout, errors))
-            vocab_size = vocab_size or suitable_size(total_bytes)
-            vocabulary = _train_vocabulary(documents, total_bytes, vocab_size, lower_case=not cased)
-            check_vocabulary(vocabulary, input)
-
-        # Shards.
         job = Job(
-            paths=paths + held_out,
-            held_out=held_out,
-            layout=layout,
+            sources=held_out + others,
+            num_held_out=len(held_out),
+            layout=found.layout,
             errors=errors,
-            vocabulary=vocabulary,
+            min_characters=min_characters,
+            keep_duplicates=keep_duplicates,
+            vocabulary=vocabulary or [],
             lower_case=not cased,
-            validation_fraction=0.0 if held_out else validation_fraction,
+            validation_fraction=0.0 if held_out else fraction,
             num_shards=num_shards,
             directory=directory,
         )
-        written = beam.write(job, beam_options) if runner == "beam" else local.write(job, total_bytes, num_workers)
+        if not vocabulary:
+            job.vocabulary = _train_vocabulary(job, total_bytes, vocab_size or suitable_size(total_bytes))
+            check_vocabulary(job.vocabulary, input)
+
+        # Shards.
+        def write() -> Written:
+            return beam.write(job, beam_options) if runner == "beam" else local.write(job, total_bytes, num_workers)
+
+        written = write()
+        is_unlucky = not all(_split_sizes(written)) and not held_out and validation_fraction is None
+        if is_unlucky and _change_for_few_documents(job, written, total_bytes):
+            written = write()
         _check_splits(written, job, input)
 
         # What is in them.
         with tf.io.gfile.GFile(os.path.join(directory, VOCABULARY_FILE), "w") as f:
-            f.write("\n".join(vocabulary) + "\n")
+            f.write("\n".join(job.vocabulary) + "\n")
         corpus = _describe(written, job, seq_length)
         corpus.write(directory)
+    _say_what_was_read(written.counts, len(job.sources))
     return corpus
 
 
@@ -107,16 +140,30 @@ def _check_is_free(output_dir: str) -> None:
     if not tf.io.gfile.isdir(directory):
         raise UserError(f"{name}: a file; name a new directory")
 
-    content = tf.io.gfile.listdir(directory)
-    for file in content:
+    for file in tf.io.gfile.listdir(directory):
         if file.startswith(f"{INCOMPLETE}-"):
             raise UserError(f"{name}: not empty: {file} is unfinished work; remove it if no other prepare is at it")
+    content = contents(directory)
+    if CORPUS_FILE in content:
+        raise UserError(
+            f"{name}: not empty: already holds a finished corpus{_size(directory)}; train on it, or name another"
+        )
     if content:
         raise UserError(f"{name}: not empty; name a new directory")
 
 
-def _find_inputs(input: str, validation_input: str | None) -> tuple[list[str], list[str]]:
-    """Returns the files to split into training and validation, and those for validation only."""
+def _size(directory: str) -> str:
+    """Returns " of N documents" for a corpus, or the empty string when its description cannot be read."""
+    try:
+        with tf.io.gfile.GFile(os.path.join(directory, CORPUS_FILE)) as f:
+            about = json.load(f)
+        return f" of {sum(shard['documents'] for shard in about['train'] + about['validation']):,} documents"
+    except (tf.errors.OpError, ValueError, KeyError, TypeError):
+        return ""
+
+
+def _find_sources(input: str, validation_input: str | None, text_field: str) -> tuple[list[Source], list[Source]]:
+    """Returns the sources for validation only, and those to split into training and validation."""
     paths = find_files(input, "input")
     held_out = find_files(validation_input, "validation_input") if validation_input else []
     real_paths = {real_path(path) for path in paths}
@@ -124,7 +171,42 @@ def _find_inputs(input: str, validation_input: str | None) -> tuple[list[str], l
         if real_path(path) in real_paths:
             name = f"{argument('validation_input')}={validation_input}"
             raise UserError(f"{name}: {path} is in {argument('input')}, too")
-    return paths, held_out
+
+    # An object store is slow for each, and there may be thousands.
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        sources = list(pool.map(functools.partial(find_source, text_field=text_field), held_out + paths))
+    if text_field and not any(source.field for source in sources):
+        raise UserError(f"{argument('text_field')}={text_field}: all files are plain text, which has no fields")
+    return sources[: len(held_out)], sources[len(held_out) :]
+
+
+def _say_what_is_read(sources: list[Source], found: Survey) -> None:
+    plain = sum(not source.field for source in sources)
+    if plain:
+        layout = {LINE: "one document a line", BLANK_LINE: "blank lines between documents"}[found.layout]
+        counts = f"; lines of text: {found.lines:,}, blank lines between them: {found.breaks:,}" if found.lines else ""
+        say(f"text files: {plain:,}, {layout}{counts}")
+        markup = [source.path for source in sources if not source.field and plain_name(source.path).endswith(_MARKUP)]
+        if markup:
+            warn(f"read as plain text, with all that is not text in it: {_first(markup)}")
+
+    for field, number in collections.Counter(source.field for source in sources if source.field).items():
+        say(f"files of records: {number:,}; their text is the field {field!r}")
+    odd = [source.path for source in sources if source.field and not is_named_so(source.path)]
+    if odd:
+        say(f"read as records, in spite of the name: {_first(odd)}")
+
+
+def _first(paths: list[str]) -> str:
+    return f"{paths[0]}{f' and {len(paths) - 1:,} more' if len(paths) > 1 else ''}"
+
+
+def _say_what_was_read(counts: collections.Counter, files: int) -> None:
+    left_out = ", ".join(f"{kind} {counts[kind]:,}" for kind in (EMPTY, SHORT, DUPLICATES))
+    say(
+        f"files: {files:,}, documents read: {counts[DOCUMENTS]:,}; left out: {left_out}, "
+        f"unbroken strings of over {LONG_STRING:,} characters {counts[LONG_STRINGS]:,}"
+    )
 
 
 @contextlib.contextmanager
@@ -151,47 +233,83 @@ def _all_or_nothing(output_dir: str) -> Iterator[str]:
         raise
 
 
-def _train_vocabulary(documents: Iterator[str], total_bytes: int, size: int, lower_case: bool) -> list[str]:
-    """Returns a vocabulary of the documents, or of every n-th if there are many."""
+def _train_vocabulary(job: Job, total_bytes: int, size: int) -> list[str]:
+    """Returns a vocabulary of the documents that are not held out, or of every n-th if there are many."""
     stride = max(1, math.ceil(total_bytes / _VOCABULARY_BYTES))
+    documents = job.read_all(range(job.num_held_out, len(job.sources)), collections.Counter())
     with local.progress(total_bytes // stride, "training vocabulary") as bar:
 
         def sample() -> Iterator[str]:
             for document in itertools.islice(documents, None, None, stride):
-                bar.update(len(document.encode()) + 1)
-                yield document
+                bar.update(len(document.text.encode()) + 1)
+                yield document.text
 
-        return train_vocabulary(sample(), size, lower_case)
+        return train_vocabulary(sample(), size, job.lower_case)
+
+
+def _split_sizes(written: Written) -> tuple[int, int]:
+    """Returns the numbers of documents for training and for validation."""
+    train, validation = (sum(shard.documents for shard in written.split(name)) for name in (TRAIN, VALIDATION))
+    return train, validation
+
+
+def _change_for_few_documents(job: Job, written: Written, total_bytes: int) -> bool:
+    """Makes a job likely to have documents in both splits, when chance gave it none in one; returns whether it can."""
+    number = sum(_split_sizes(written))
+    pieces = total_bytes // _PIECE_CHARACTERS
+    if 0 < number < _FEWEST < pieces:
+        say(
+            f"too few documents to hold one out ({number:,}): cut into pieces of about {_PIECE_CHARACTERS:,} characters"
+        )
+        job.longest = _PIECE_CHARACTERS
+        number = pieces
+    if number < 2:
+        return False
+
+    fraction = min(0.5, _FEWEST / 2 / number)
+    if fraction > job.validation_fraction:
+        say(f"held out for validation: {fraction:.2%} of few documents, instead of {job.validation_fraction:.0%}")
+        job.validation_fraction = fraction
+    for shard in written.split(TRAIN) + written.split(VALIDATION):
+        tf.io.gfile.remove(os.path.join(job.directory, shard.file))
+    return True
 
 
 def _check_splits(written: Written, job: Job, input: str) -> None:
     """Raises UserError unless there are documents to train on, and to validate on."""
-    train, validation = (sum(shard.documents for shard in written.split(name)) for name in (TRAIN, VALIDATION))
+    train, validation = _split_sizes(written)
     if train and validation:
         return
 
-    if job.held_out:
+    where = ""
+    if job.num_held_out:
         where = f" in {argument('validation_input')}"
         remedy = "give more documents"
     else:
-        where = ""
-        remedy = f"give more documents or another {argument('validation_fraction')} (now {job.validation_fraction})"
+        fraction = f", another {argument('validation_fraction')} (now {job.validation_fraction:.6g})"
+        remedy = f"give more documents{fraction if train + validation > 1 else ''} or {argument('validation_input')}"
+    if left_out := [f"{kind} {written.counts[kind]:,}" for kind in (EMPTY, SHORT, DUPLICATES) if written.counts[kind]]:
+        where += f" (left out: {', '.join(left_out)})"
     raise UserError(
         f"{argument('input')}={input}: {train} documents for training and {validation} for validation{where}; {remedy}"
     )
 
 
 def _describe(written: Written, job: Job, seq_length: int) -> Corpus:
-    ordinary_counts = written.counts[is_ordinary(job.vocabulary)]
+    ordinary_counts = written.wordpieces[is_ordinary(job.vocabulary)]
+    sources = [
+        dict(path=os.path.basename(s.path.rstrip("/")), documents=n)
+        for s, n in zip(job.sources, written.documents, strict=True)
+    ]
     return Corpus(
         vocabulary_size=len(job.vocabulary),
         vocabulary_sha256=vocabulary_hash(job.vocabulary),
         lower_case=job.lower_case,
         unicode_normalization="NFC",
         seq_length=seq_length,
-        unknown_tokens=int(written.counts[job.vocabulary.index(UNKNOWN)]),
+        unknown_tokens=int(written.wordpieces[job.vocabulary.index(UNKNOWN)]),
         unigram_entropy=_entropy(ordinary_counts),
-        sources=[dict(path=os.path.basename(path), documents=written.documents[path]) for path in job.paths],
+        sources=sources[job.num_held_out :] + sources[: job.num_held_out],
         train=written.split(TRAIN),
         validation=written.split(VALIDATION),
     )

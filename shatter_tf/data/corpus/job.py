@@ -1,43 +1,82 @@
 """How texts become shards, whatever does the work."""
 
+import array
+import collections
 import dataclasses
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from shatter_tf.data.corpus.shards import TRAIN, VALIDATION, Shard
-from shatter_tf.data.text import read_documents
+from shatter_tf.data.documents import MAX_DOCUMENT_CHARACTERS, Source, read_documents
 from shatter_tf.data.tokenizer import Tokenizer
+
+# What is counted of documents, beside LONG_STRINGS.
+DOCUMENTS, EMPTY, SHORT, DUPLICATES = "documents", "empty", "short", "duplicates"
+
+
+class Document(NamedTuple):
+    """A document, the number of its source, and a hash of its text, 16 bytes."""
+
+    source: int
+    digest: bytes
+    text: str
+
+    @property
+    def key(self) -> bytes:
+        """What equal documents have in common, and different ones have not, but once in billions of documents."""
+        return self.digest[:8]
 
 
 @dataclasses.dataclass
 class Job:
     """All that a process, on this machine or another, needs for its share of the work."""
 
-    paths: list[str]  # the files, in order
-    held_out: list[str]  # those of them whose documents are all for validation
-    layout: str  # of the files, as for `text.read_documents`
-    errors: str  # in the files, likewise
+    sources: list[Source]  # in order; of equal documents, the first counts
+    num_held_out: int  # of them, the first: all of their documents are for validation
+    layout: str  # of plain text, as for `documents.read_documents`
+    errors: str  # in plain text, likewise
+    min_characters: int  # of a document
+    keep_duplicates: bool
     vocabulary: list[str]
     lower_case: bool  # whether the vocabulary is uncased
-    validation_fraction: float  # of the documents of the other files
+    validation_fraction: float  # of the documents of the other sources
     num_shards: dict[str, int]  # of each split; some may stay empty
     directory: str  # where shards are written
+    longest: int = MAX_DOCUMENT_CHARACTERS  # characters of a document, about; it is cut there
 
-    def documents(self, path: str) -> Iterator[str]:
-        return read_documents(path, self.layout, self.errors)
+    def read(self, source: int, counts: collections.Counter) -> Iterator[Document]:
+        """Yields the documents of a source that are neither empty nor short, and adds to `counts`."""
+        for text in read_documents(self.sources[source], self.layout, self.errors, self.longest, counts):
+            counts[DOCUMENTS] += 1
+            if not text:
+                counts[EMPTY] += 1
+            elif len(text) < self.min_characters:
+                counts[SHORT] += 1
+            else:
+                yield Document(source, hashlib.blake2b(text.encode(), digest_size=16).digest(), text)
+
+    def read_all(self, sources: Iterable[int], counts: collections.Counter) -> Iterator[Document]:
+        """Yields the documents of sources in order, of equal ones only the first, and adds to `counts`."""
+        seen = _Seen()
+        for source in sources:
+            for document in self.read(source, counts):
+                if self.keep_duplicates or seen.add(document.key):
+                    yield document
+                else:
+                    counts[DUPLICATES] += 1
 
     def tokenizer(self) -> Tokenizer:
         return Tokenizer(self.vocabulary, self.lower_case)
 
-    def place(self, path: str, document: str) -> tuple[str, int]:
-        """Returns the split and the shard number of a document, by a hash of its text."""
-        digest = hashlib.blake2b(document.encode(), digest_size=16).digest()
-        fraction = 1.0 if path in self.held_out else self.validation_fraction
-        split = VALIDATION if int.from_bytes(digest[:8], "big") < fraction * 2**64 else TRAIN
-        return split, int.from_bytes(digest[8:], "big") % self.num_shards[split]
+    def place(self, document: Document) -> tuple[str, int]:
+        """Returns the split and the shard number of a document, by the hash of its text."""
+        fraction = 1.0 if document.source < self.num_held_out else self.validation_fraction
+        split = VALIDATION if int.from_bytes(document.digest[:8], "big") < fraction * 2**64 else TRAIN
+        return split, int.from_bytes(document.digest[8:], "big") % self.num_shards[split]
 
     def shards(self) -> dict[tuple[str, int], Shard]:
         """Returns every shard that `place` can return, empty, by split and number."""
@@ -48,13 +87,54 @@ class Job:
         }
 
 
+class _Seen:
+    """A set of keys of 8 bytes in a sixth of the memory of Python's: a hash table with linear probing."""
+
+    def __init__(self):
+        self._table = array.array("Q", bytes(8 << 10))
+        self._size = 0
+
+    def add(self, key: bytes) -> bool:
+        """Adds a key; returns whether it is new."""
+        # The last bits find its place: the first ones, of documents for training, are not evenly spread.
+        number = int.from_bytes(key, "big") or 1  # zero is a free place
+        if not self._insert(number):
+            return False
+        self._size += 1
+        if 2 * self._size > len(self._table):
+            numbers = self._table
+            self._table = array.array("Q", bytes(16 * len(numbers)))
+            for number in filter(None, numbers):
+                self._insert(number)
+        return True
+
+    def _insert(self, number: int) -> bool:
+        table = self._table
+        last = len(table) - 1
+        place = number & last
+        while found := table[place]:
+            if found == number:
+                return False
+            place = (place + 1) & last
+        table[place] = number
+        return True
+
+
 class Written:
-    """What was written of a job: its shards, the documents of each path, and how often each wordpiece occurred."""
+    """What was written of a job.
+
+    Attributes:
+      shards: all that there may be, by split and number.
+      documents: the number of those of each source.
+      counts: what was read and left out.
+      wordpieces: how often each occurred.
+    """
 
     def __init__(self, job: Job):
         self.shards = job.shards()
-        self.documents = dict.fromkeys(job.paths, 0)
-        self.counts = np.zeros(len(job.vocabulary), np.int64)
+        self.documents = [0] * len(job.sources)
+        self.counts: collections.Counter = collections.Counter()
+        self.wordpieces = np.zeros(len(job.vocabulary), np.int64)
 
     def split(self, name: str) -> list[Shard]:
         """Returns the shards of TRAIN or VALIDATION that hold anything."""

@@ -12,7 +12,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from shatter_tf.console import configure_libraries, quieten_logging
-from shatter_tf.data.corpus.job import Job, Written, encode_documents
+from shatter_tf.data.corpus.job import EMPTY, Document, Job, Written, encode_documents
 from shatter_tf.data.text import chunks
 from shatter_tf.data.tokenizer import Tokenizer
 
@@ -31,18 +31,19 @@ def write(job: Job, total_bytes: int, num_workers: int) -> Written:
         }
         bar = stack.enter_context(progress(total_bytes, "tokenizing"))
         # Closed, so that an error here ends the workers.
-        encoded = stack.enter_context(contextlib.closing(_encoded(job, num_workers)))
-        for chunk, records, counts in encoded:
-            written.counts += counts
-            for (path, document), (record, tokens) in zip(chunk, records, strict=True):
+        encoded = stack.enter_context(contextlib.closing(_encoded(job, num_workers, written.counts)))
+        for chunk, records, wordpieces in encoded:
+            written.wordpieces += wordpieces
+            for document, (record, tokens) in zip(chunk, records, strict=True):
                 if not record:
+                    written.counts[EMPTY] += 1
                     continue
-                key = job.place(path, document)
+                key = job.place(document)
                 writers[key].write(record)
                 written.shards[key].documents += 1
                 written.shards[key].tokens += tokens
-                written.documents[path] += 1
-            bar.update(sum(len(document.encode()) + 1 for _, document in chunk))
+                written.documents[document.source] += 1
+            bar.update(sum(len(document.text.encode()) + 1 for document in chunk))
 
     for shard in written.shards.values():
         if not shard.documents:
@@ -55,14 +56,16 @@ def progress(total_bytes: int, description: str) -> tqdm:
     return tqdm(total=total_bytes, desc=description, unit="B", unit_scale=True, mininterval=1.0, dynamic_ncols=True)
 
 
-def _encoded(job: Job, num_workers: int) -> Iterator[tuple[list[tuple[str, str]], list[tuple[bytes, int]], np.ndarray]]:
-    """Yields chunks of all (path, document) in order, each with the results of `encode_documents`."""
-    documents = ((path, document) for path in job.paths for document in job.documents(path))
-    documents_in_chunks = chunks(documents, lambda pair: len(pair[1]), _CHUNK_CHARACTERS)
+def _encoded(
+    job: Job, num_workers: int, counts: collections.Counter
+) -> Iterator[tuple[list[Document], list[tuple[bytes, int]], np.ndarray]]:
+    """Yields chunks of all documents in order, each with the results of `encode_documents`, and adds to `counts`."""
+    documents = job.read_all(range(len(job.sources)), counts)
+    documents_in_chunks = chunks(documents, lambda document: len(document.text), _CHUNK_CHARACTERS)
     if num_workers == 1:
         tokenizer = job.tokenizer()
         for chunk in documents_in_chunks:
-            yield chunk, *encode_documents([document for _, document in chunk], tokenizer)
+            yield chunk, *encode_documents([document.text for document in chunk], tokenizer)
         return
 
     with concurrent.futures.ProcessPoolExecutor(
@@ -73,7 +76,7 @@ def _encoded(job: Job, num_workers: int) -> Iterator[tuple[list[tuple[str, str]]
     ) as pool:
         pending = collections.deque()
         for chunk in documents_in_chunks:
-            pending.append((chunk, pool.submit(_encode, [document for _, document in chunk])))
+            pending.append((chunk, pool.submit(_encode, [document.text for document in chunk])))
             if len(pending) > 2 * num_workers:  # bounds the memory: reading waits for the workers
                 chunk, future = pending.popleft()
                 yield chunk, *future.result()

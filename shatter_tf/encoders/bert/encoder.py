@@ -4,6 +4,8 @@ What differs from Model Garden's BertEncoderV2: packed documents are kept apart,
 normalization, and positions may be absolute embeddings, T5's relative biases, both, or RoFormer's rotations.
 """
 
+from typing import Optional
+
 import tensorflow as tf
 import tf_keras
 from official.modeling import hyperparams, tf_utils
@@ -15,6 +17,7 @@ from shatter_tf.encoders.bert.config import BertConfig
 from shatter_tf.layers.activations import feed_forward_activation
 from shatter_tf.layers.masks import same_document
 from shatter_tf.layers.pooling import mean_of_tokens
+from shatter_tf.layers.windows import Windows
 
 
 class SameDocumentMask(layers.SelfAttentionMask):
@@ -141,6 +144,7 @@ class BertBaseline(Drawable, networks.BertEncoderV2):
             **kwargs,
         )
         self.config = config
+        self.windows: Optional[Windows] = None
         self._attention_mask_layer = SameDocumentMask(name="self_attention_mask")
         if not config.positions.startswith("absolute"):
             self._position_embedding_layer = _NoPositions(name="position_embedding")
@@ -168,10 +172,16 @@ class BertBaseline(Drawable, networks.BertEncoderV2):
             self.freeze_pooler()
 
     def call(self, inputs):
+        mask = inputs["input_mask"]
+        inputs = self.windows.fold(inputs) if self.windows else inputs
         inputs = {**inputs, "input_mask": tf.cast(inputs["input_mask"], tf.int32)}
         outputs = super().call(inputs)
         if self.config.pooling == "mean":
             outputs["pooled_output"] = mean_of_tokens(outputs["sequence_output"], inputs["input_mask"])
+        if self.windows:
+            h = outputs["sequence_output"] = self.windows.unfold(outputs["sequence_output"], mask)
+            outputs["encoder_outputs"] = [self.windows.unfold(output, mask) for output in outputs["encoder_outputs"]]
+            outputs["pooled_output"] = self.windows.pool(outputs["pooled_output"], h, mask)
         return outputs
 
     def freeze_pooler(self) -> None:
