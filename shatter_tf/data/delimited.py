@@ -101,9 +101,10 @@ def _beginning(lines: list[str], dialect: _Dialect) -> list[Row]:
 
 
 def _has_single_quotes(rows: list[Row]) -> bool:
-    """Returns whether some column has single quotes around every cell, but perhaps for the first row's."""
-    columns = zip(*(cells for _, cells in rows[1:] or rows), strict=True)
-    return any(all(len(cell) > 1 and cell[0] == cell[-1] == "'" for cell in column) for column in columns)
+    """Returns whether all cells but numbers, and perhaps those of the first row, are in single quotes."""
+    cells = [cell for _, row in rows[1:] or rows for cell in row]
+    quoted = [cell for cell in cells if len(cell) > 1 and cell[0] == cell[-1] == "'"]
+    return bool(quoted) and all(cell in quoted or cell.strip("-.0123456789") == "" for cell in cells)
 
 
 def _count_known(lines: list[str], dialect: _Dialect, names: Collection[str]) -> int:

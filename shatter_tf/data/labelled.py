@@ -25,7 +25,7 @@ from shatter_tf.data.streams import read_lines
 from shatter_tf.data.text import whole_characters
 from shatter_tf.data.tokenizer import Tokenizer
 from shatter_tf.data.vocabulary import read_vocabulary
-from shatter_tf.errors import UserError, argument, first_line, nearest
+from shatter_tf.errors import UserError, all_of, argument, first_line, nearest
 
 DEV_NAMES = ("dev", "validation", "valid", "val")
 # Files beside the data that may hold the names of labels that are numbers, one a line, from 0 on.
@@ -37,7 +37,7 @@ _MISSING = {"", "nan", "null", "<na>", "#n/a"}
 WINDOWS = "windows"
 LONG_TEXT = ("head", "tail", "head_tail", WINDOWS)
 
-_ALL, HELD_OUT, NOT_HELD_OUT = "all", "held_out", "not_held_out"
+ALL, HELD_OUT, NOT_HELD_OUT = "all", "held_out", "not_held_out"
 
 
 @dataclasses.dataclass
@@ -65,7 +65,7 @@ class LabelledDataConfig(TextDataConfig):
     text_fields: list[str] = dataclasses.field(default_factory=list)
     label_field: str = ""
     label_separator: str = ""
-    share: str = _ALL
+    share: str = ALL
     long_text: str = "head"
     max_windows: int = 8
     length_buckets: bool = False
@@ -100,7 +100,12 @@ class Row:
     where: str
 
 
-def choose_files(train: LabelledDataConfig, validation: LabelledDataConfig, data_dir: Optional[str]) -> None:
+def choose_files(
+    train: TextDataConfig,
+    validation: TextDataConfig,
+    data_dir: Optional[str],
+    extensions: Sequence[str] = tables.EXTENSIONS,
+) -> None:
     """Sets the files to train and validate on that are not set; without one to validate on, some rows are held out.
 
     Raises:
@@ -109,18 +114,18 @@ def choose_files(train: LabelledDataConfig, validation: LabelledDataConfig, data
     if train.tfds_name or validation.tfds_name:
         return
     if data_dir and not train.input_path:
-        train.input_path = tables.find_file(data_dir, ["train"])
+        train.input_path = tables.find_file(data_dir, ["train"], extensions) or ""
         if not train.input_path and tables.is_table(data_dir):  # a single dataset that `datasets` saved
             train.input_path = data_dir
         if not train.input_path:
             there = ", ".join(sorted(tf.io.gfile.listdir(data_dir))[:10]) or "nothing"
-            names = f"train{', train'.join(tables.EXTENSIONS)}"
+            names = f"train{', train'.join(extensions)}"
             raise UserError(
                 f"{argument('data_dir')}={data_dir}: it has none of {names}, but {there}; {argument('train_file')} "
                 "takes any name"
             )
     if data_dir and not validation.input_path and train.input_path != data_dir:
-        validation.input_path = tables.find_file(data_dir, DEV_NAMES) or ""
+        validation.input_path = tables.find_file(data_dir, DEV_NAMES, extensions) or ""
     if not validation.input_path:
         validation.input_path = train.input_path
         train.share, validation.share = NOT_HELD_OUT, HELD_OUT
@@ -306,9 +311,23 @@ def load_rows(params: LabelledDataConfig) -> tuple[list[Row], Columns]:
     rows, columns = read_rows(
         params.input_path, params.text_fields, params.label_field, params.label_separator, params.labels
     )
-    if params.share != _ALL:
+    if params.share != ALL:
         rows = hold_out(rows)[params.share == HELD_OUT]
     return rows, columns
+
+
+def load_both(train: LabelledDataConfig, validation: LabelledDataConfig) -> list[tuple[list[Row], Columns]]:
+    """Returns what `load_rows` does for both; a file of which a part is held out is read once.
+
+    Raises:
+      UserError: with the problems of both.
+    """
+    if validation.share != HELD_OUT or validation.input_path != train.input_path:
+        return all_of(lambda: load_rows(train), lambda: load_rows(validation))
+    rows, columns = load_rows(dataclasses.replace(train, share=ALL))
+    rows, held_out = hold_out(rows)
+    note = f"no dev file: a tenth of the rows, {len(held_out):,}, is held out, chosen by a hash of the text"
+    return [(rows, columns), (held_out, dataclasses.replace(columns, note=note))]
 
 
 def label_ids(rows: list[Row], labels: list[str]) -> np.ndarray:

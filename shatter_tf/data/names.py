@@ -18,6 +18,14 @@ LABELS = (
 )
 IDS = ("", "index", "idx", "id", "unnamed:_0", "guid", "uid", "uuid", "row", "row_id", "no", "nr", "#", "pairid")
 
+
+# Of tagging: words, and their tags.
+TOKENS = ("tokens", "words", "token", "word", "form", "forms")
+TOKEN_TAGS = (
+    *("tags", "ner_tags", "ner", "labels", "label", "pos_tags", "upos", "pos", "tag", "xpos"),
+    *("ner_tag", "pos_tag", "upos_tags", "bio_tags", "iob_tags", "bio", "iob", "chunk_tags"),
+)
+
 KNOWN = {*TEXTS, *LABELS, *(name for pair in PAIRS for name in pair)}
 
 

@@ -47,11 +47,10 @@ class Report:
         """Adds how often each label occurs, and what is odd about the labels.
 
         Args:
-          train, validation: the labels of all rows, or words; of a row with several, all of them.
-          rows: to train on, where that is not the number of labels.
+          train, validation: the labels of all rows, of a row with several all of them; or those of words or entities.
+          rows: to train on, for labels of rows.
         """
         counts, others = collections.Counter(train), collections.Counter(validation)
-        rows = rows or len(train)
         self.facts["labels"] = dict(train=dict(counts.most_common()), validation=dict(others.most_common()))
         shown = ", ".join(f"{label} {count:,}" for label, count in counts.most_common(_LABELS_SHOWN))
         more = f", and {len(counts) - _LABELS_SHOWN} more" if len(counts) > _LABELS_SHOWN else ""
@@ -60,7 +59,7 @@ class Report:
         for group in alike(counts):
             self.warnings.append(f"these labels differ only in case or form: {', '.join(map(repr, group))}")
         label, most = counts.most_common(1)[0]
-        if most >= _DOMINANT * rows and len(counts) > 1:
+        if rows and most >= _DOMINANT * rows and len(counts) > 1:
             self.warnings.append(
                 f"{most / rows:.1%} of the training rows have the label {label!r}: accuracy says little; consider "
                 "task.metric_type=macro_f1 and task.class_weights=balanced"

@@ -7,7 +7,7 @@ import tf_keras
 from official.core import config_definitions as cfg
 from official.core import task_factory
 
-from shatter_tf.checkpoints import best_checkpoint, latest_checkpoint, restore_pretrained
+from shatter_tf.checkpoints import best_checkpoint, latest_checkpoint, restore_pretrained, while_training
 from shatter_tf.encoders.registry import build_encoder
 from shatter_tf.errors import UserError, argument, first_line
 from shatter_tf.serving.text_encoder import TextEncoder
@@ -27,7 +27,7 @@ def load_encoder(model_dir: str) -> tf_keras.layers.Layer:
     """
     encoder = build_encoder(run_dir.read(model_dir).params.task.model.encoder, use_pooler=True)
     encoder(encoder.inputs)  # creates its weights
-    restore_pretrained(dict(encoder=encoder), _checkpoint(model_dir), encoder)
+    while_training(lambda: restore_pretrained(dict(encoder=encoder), _checkpoint(model_dir), encoder))
     return encoder
 
 
@@ -50,7 +50,7 @@ def load_text_encoder(model_dir: str, seq_length: Optional[int] = None, **kwargs
     seq_length = task.train_data.seq_length if seq_length is None else seq_length
     kwargs.setdefault("dtype", fastest_policy())
     layer = TextEncoder(encoder, run.vocabulary, run.lower_case, seq_length, **kwargs)
-    restore_pretrained(dict(encoder=layer.encoder), _checkpoint(model_dir), layer.encoder)
+    while_training(lambda: restore_pretrained(dict(encoder=layer.encoder), _checkpoint(model_dir), layer.encoder))
     return layer
 
 

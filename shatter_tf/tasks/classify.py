@@ -102,10 +102,8 @@ class ClassifyConfig(FineTuning, cfg.TaskConfig):
         choose_tfds_splits(config, data_dir)
         labelled.choose_files(train, validation, data_dir)
 
-        vocabulary, (rows, columns), (held_out, of_held_out) = all_of(
-            functools.partial(known_vocabulary, train, pretrained),
-            lambda: labelled.load_rows(train),
-            lambda: labelled.load_rows(validation),
+        vocabulary, ((rows, columns), (held_out, of_held_out)) = all_of(
+            functools.partial(known_vocabulary, train, pretrained), lambda: labelled.load_both(train, validation)
         )
         config.pairs = len(rows[0].texts) == 2
         train.labels = train.labels or columns.names  # in their order, also those that no row has

@@ -14,11 +14,12 @@ from official.nlp.modeling import models
 
 from shatter_tf.data import labelled
 from shatter_tf.data.entities import continued, entities_of, is_iob, is_iob2, words_of
+from shatter_tf.data.report import Report
 from shatter_tf.data.tagging import (
+    EXTENSIONS,
     NO_TAG,
     TaggingDataConfig,
     TaggingDataLoader,
-    choose_files,
     cut_words,
     read_sentences,
     tag_ids,
@@ -59,7 +60,7 @@ class TagConfig(FineTuning, cfg.TaskConfig):
         config = self.replace()
         train, validation = config.train_data, config.validation_data
         refuse_tfds(config, f"{argument('data_dir')}, with tagged sentences, or {argument('train_file')}")
-        choose_files(train, validation, data_dir)
+        labelled.choose_files(train, validation, data_dir, EXTENSIONS)
         train.labels = train.labels or config.class_names or []
 
         def load(data):
@@ -95,6 +96,19 @@ class TagConfig(FineTuning, cfg.TaskConfig):
             with collected(opened.problems):
                 tag_ids(part, train.labels)
         return config, opened
+
+    def report(self, data):
+        report = Report()
+        report.add_rows(len(data.train), len(data.validation), "sentences", data.notes)
+        tags = [[tag for sentence in part for tag in sentence.tags] for part in (data.train, data.validation)]
+        if is_iob2({tag for part in tags for tag in part}):
+            tags = [[tag[2:] for tag in part if tag.startswith("B-")] for part in tags]
+        report.add_labels(*tags)
+        texts = [[" ".join(sentence.words) for sentence in part] for part in (data.train, data.validation)]
+        report.add_repeated(*texts)
+        room = self.train_data.seq_length - 2
+        report.add_lengths(texts[0], data.tokenizer, room, f"give a larger {argument('seq_length')}")
+        return report
 
     def problems(self):
         rate = self.model.head_dropout

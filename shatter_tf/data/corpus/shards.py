@@ -13,7 +13,7 @@ import typing
 
 import tensorflow as tf
 
-from shatter_tf.data.vocabulary import read_vocabulary, vocabulary_hash
+from shatter_tf.data.vocabulary import is_of_hash, read_vocabulary
 from shatter_tf.errors import UserError
 
 TRAIN, VALIDATION = "train", "validation"
@@ -85,7 +85,7 @@ class Corpus:
 
         vocabulary_path = os.path.join(directory, VOCABULARY_FILE)
         corpus.vocabulary = read_vocabulary(vocabulary_path)
-        if vocabulary_hash(corpus.vocabulary) != corpus.vocabulary_sha256:
+        if not is_of_hash(corpus.vocabulary, corpus.vocabulary_sha256):
             raise UserError(f"{vocabulary_path}: not the vocabulary the corpus was prepared with")
         return corpus
 
