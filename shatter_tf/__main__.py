@@ -13,6 +13,7 @@ COMMANDS = {
     "prepare": "prepare",
     "train": "train",
     "export": "export",
+    "evaluate": "evaluate",
     "predict": "predict",
     "visualize": "visualize",
     "compare": "compare",

@@ -33,6 +33,12 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--litert", choices=("float32", "int8"), help="also write assets.extra/token_ids.tflite, weights stored so"
     )
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        metavar="T",
+        help="divide the logits of a classifier by this, as `shatter evaluate` fits it; labels stay the same [1]",
+    )
     return parser.parse_args(argv)
 
 
@@ -41,7 +47,10 @@ def main(argv: list[str]) -> None:
     with importing():
         from shatter_tf.serving import saved_model
 
-    for line in saved_model.export(args.model_dir, args.export_dir, args.checkpoint, args.weights, args.litert):
+    lines = saved_model.export(
+        args.model_dir, args.export_dir, args.checkpoint, args.weights, args.litert, args.temperature
+    )
+    for line in lines:
         say(line)
 
 

@@ -107,7 +107,7 @@ def test_the_whole_path(world):
 
     stdout, stderr = out["classify"]
     assert stderr.splitlines() == [line for line in stderr.splitlines() if line.startswith("warning: ")]
-    assert "validation rows are among the training rows" in stderr
+    assert "validation rows that are training rows" in stderr
     assert "restored from" in stdout
     assert "not used: masked_lm" in stdout
     accuracy = json.loads((base / "classify/metrics.json").read_text())["cls_accuracy"]

@@ -10,11 +10,14 @@ import numpy as np
 
 from shatter_tf.data.tables import is_number
 from shatter_tf.data.tokenizer import Tokenizer
+from shatter_tf.errors import UserError
 
 # Lengths are measured on texts of at most this many characters together, drawn evenly: more would take seconds.
 _CHARACTERS = 500_000
 
+# Shares of wordpieces that are unknown.
 _UNKNOWN_WARNED, _UNKNOWN_REFUSED = 0.01, 0.5
+
 _CUT_WARNED = 0.1  # of the tokens
 _DOMINANT = 0.9  # share of the rows
 _LABELS_SHOWN = 8
@@ -97,7 +100,7 @@ class Report:
         both = sum(row in known for row in validation)
         self.facts["validation_rows_in_train"] = both
         if both:
-            self.warnings.append(f"{both:,} validation rows are among the training rows, too: their figures flatter")
+            self.warnings.append(f"validation rows that are training rows, too: {both:,}; they flatter the figures")
 
     def add_lengths(
         self,
@@ -135,10 +138,41 @@ class Report:
         unknown = float(np.mean(tokens.flat_values.numpy() == tokenizer.unknown_id)) if lengths.sum() else 0.0
         self.facts["unknown"] = unknown
         self.lines.append(f"unknown wordpieces: {unknown:.2%}")
-        if unknown >= _UNKNOWN_REFUSED:
-            self.problems.append(f"{unknown:.0%} of the wordpieces are unknown: the vocabulary is not of this text")
-        elif unknown >= _UNKNOWN_WARNED:
-            self.warnings.append(f"{unknown:.1%} of the wordpieces are unknown: the vocabulary does not suit this text")
+        if problem := what_is_unknown(unknown):
+            (self.problems if unknown > _UNKNOWN_REFUSED else self.warnings).append(problem)
+
+
+def check_vocabulary(texts: Sequence[str], tokenizer: Tokenizer, where: str) -> Optional[str]:
+    """Returns a warning about a vocabulary that does not suit a text; None if it does.
+
+    Args:
+      texts: some documents.
+      tokenizer: with the vocabulary.
+      where: it is from.
+
+    Raises:
+      UserError: when more than half of the wordpieces are unknown.
+    """
+    tokens = tokenizer.tokenize_all(texts)
+    special = 2 * len(texts)
+    unknown = float(np.sum(tokens.flat_values.numpy() == tokenizer.unknown_id))
+    share = unknown / (tokens.flat_values.shape[0] + special)
+    problem = what_is_unknown(share)
+    if problem and share > _UNKNOWN_REFUSED:
+        raise UserError(f"{where}: {problem}")
+    return problem and f"{where}: {problem}"
+
+
+def what_is_unknown(share: float) -> Optional[str]:
+    """Returns what to say about the share of wordpieces that are unknown; None if it is small.
+
+    Example:
+    >>> what_is_unknown(0.005), what_is_unknown(0.02)
+    (None, '2.0% of the wordpieces are unknown: the vocabulary does not suit this text')
+    """
+    if share < _UNKNOWN_WARNED:
+        return None
+    return f"{share:.1%} of the wordpieces are unknown: the vocabulary does not suit this text"
 
 
 def alike(labels: Iterable[str]) -> list[list[str]]:

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 from collections.abc import Iterator
+from typing import Optional
 
 import tensorflow as tf
 
@@ -25,6 +26,7 @@ class Export:
       servable: what of it is served.
       directory: where the export lies now.
       target: where it will lie; ends in the names of the model and the version.
+      temperature: that logits are divided by, if that was asked for.
     """
 
     run: Run
@@ -33,6 +35,7 @@ class Export:
     servable: Servable
     directory: str
     target: str
+    temperature: Optional[float] = None
 
 
 def write_card(export: Export, notes: list[str]) -> None:
@@ -43,6 +46,8 @@ def write_card(export: Export, notes: list[str]) -> None:
       notes: lines on what else was found.
     """
     name, version = export.target.split("/")[-2:]
+    if export.temperature is not None:
+        notes = [*notes, f"Probabilities are those of logits divided by the temperature {export.temperature:g}."]
     lines = [
         f"# {name}",
         "",

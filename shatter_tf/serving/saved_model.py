@@ -6,16 +6,21 @@ from collections.abc import Iterator
 from typing import Optional
 
 import tensorflow as tf
+import tf_keras
+from official.core import task_factory
 
 from shatter_tf.checkpoints import while_training
+from shatter_tf.data.tokenizer import Tokenizer
 from shatter_tf.errors import UserError, argument, first_line
 from shatter_tf.files import check_name, publish
 from shatter_tf.serving import samples, versions
+from shatter_tf.serving import temperature as temperatures
 from shatter_tf.serving.card import Export, write_card
 from shatter_tf.serving.litert import FILE as LITERT_FILE
 from shatter_tf.serving.litert import convert_and_check
 from shatter_tf.serving.load import in_bfloat16, load_model
 from shatter_tf.serving.servable import Servable, build_servable
+from shatter_tf.serving.temperature import WithTemperature
 from shatter_tf.training import run_dir
 
 TOLERANCE = 1e-4  # between the trained model's float32 outputs and the exported one's
@@ -27,6 +32,7 @@ def export(
     checkpoint: str = "best",
     weights: str = "float32",
     litert: Optional[str] = None,
+    temperature: Optional[float] = None,
 ) -> list[str]:
     """Exports a run as the next version in a directory, which gets all of it or nothing.
 
@@ -36,6 +42,7 @@ def export(
       checkpoint: "best" or "latest".
       weights: "float32" or "bfloat16", how they are stored.
       litert: "float32" or "int8", the weights of a LiteRT model beside it; None writes none.
+      temperature: that the logits of a classifier are divided by; None leaves its probabilities as they are.
 
     Returns:
       Lines on what was written.
@@ -49,11 +56,13 @@ def export(
 
     # What is trained, and what of it is served.
     run = run_dir.read(model_dir)
+    if temperature is not None:
+        temperatures.check(temperature, run.params.task, run.experiment)
     model, restored = while_training(lambda: load_model(run, model_dir, best=checkpoint == "best"))
-    trained = build_servable(run, model)
+    trained = _servable(run, model, temperature)
     served = trained
     if weights == "bfloat16":
-        served = build_servable(run, in_bfloat16(run.params.task, model))
+        served = _servable(run, in_bfloat16(run.params.task, model), temperature)
 
     temporary = versions.temporary(export_dir)
     try:
@@ -77,7 +86,7 @@ def export(
             if litert:
                 _write_file(os.path.join(temporary, LITERT_FILE), litert_model)
             samples.write_warmup_requests(served, temporary, os.path.basename(export_dir))
-            write_card(Export(run, model_dir, restored, served, temporary, target), notes)
+            write_card(Export(run, model_dir, restored, served, temporary, target, temperature), notes)
             if tf.io.gfile.exists(target):
                 raise UserError(f"{target}: written by another export meanwhile; export again, for the next version")
             publish(temporary, target, last="saved_model.pb")
@@ -90,6 +99,14 @@ def export(
         f"exported {restored} to {target} ({versions.size(target) / 1e6:.1f} MB); signatures "
         f"{', '.join(served.functions)}; at most {difference:.1e} from the trained model",
     ]
+
+
+def _servable(run: run_dir.Run, model: tf_keras.Model, temperature: Optional[float]) -> Servable:
+    """Returns what is served of a model, at a temperature if there is one."""
+    if temperature is None:
+        return build_servable(run, model)
+    task = WithTemperature(task_factory.get_task(run.params.task), temperature)
+    return Servable(task, model, Tokenizer(run.vocabulary, run.lower_case))
 
 
 def _check(served: Servable, trained: Servable, path: str, checkpoint: str, export_dir: str) -> float:

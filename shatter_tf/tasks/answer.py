@@ -121,7 +121,7 @@ class QuestionAnsweringConfig(FineTuning, cfg.TaskConfig):
         report.facts["contexts"] = len(data.train.contexts)
         report.facts["unanswerable"] = unanswerable
         report.facts["misplaced"] = len(data.train.misplaced)
-        report.lines.append(f"{len(data.train.contexts):,} contexts; {unanswerable:,} questions have no answer")
+        report.lines.append(f"contexts: {len(data.train.contexts):,}; questions without an answer: {unanswerable:,}")
         report.add_repeated(
             *([(squad.contexts[q.context], q.text) for q in squad.questions] for squad in (data.train, data.validation))
         )

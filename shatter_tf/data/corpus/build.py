@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from shatter_tf.console import say, warn
+from shatter_tf.data import report
 from shatter_tf.data.corpus import local
 from shatter_tf.data.corpus.job import DOCUMENTS, DUPLICATES, EMPTY, SHORT, Job, Written
 from shatter_tf.data.corpus.shards import CORPUS_FILE, TRAIN, VALIDATION, VOCABULARY_FILE, Corpus
@@ -30,6 +31,7 @@ from shatter_tf.data.documents import (
     survey,
 )
 from shatter_tf.data.streams import plain_name
+from shatter_tf.data.text import chunks
 from shatter_tf.data.vocabulary import (
     UNKNOWN,
     check_vocabulary,
@@ -46,6 +48,7 @@ _SHARD_BYTES = 16 << 20  # of text: about 4 million tokens, which a training ste
 _MOST_SHARDS = 200  # of a split, on this machine, which keeps all of them open
 _MARKUP = (".csv", ".tsv", ".html", ".htm", ".xml")  # read like any text, for want of a reader
 _VALIDATION_FRACTION = 0.01
+_CHECKED_CHARACTERS = 200_000  # of text, for which a given vocabulary is tried
 _FEWEST = 20  # documents; fewer are cut into pieces of so many characters, if none happens to be held out
 _PIECE_CHARACTERS = 500
 _VOCABULARY_BYTES = 200 << 20  # a vocabulary is trained on at most this much text, sampled evenly
@@ -108,7 +111,9 @@ def build_corpus(
             num_shards=num_shards,
             directory=directory,
         )
-        if not vocabulary:
+        if vocabulary:
+            _check_vocabulary(job, f"{argument('vocab_file')}={vocab_file}")
+        else:
             job.vocabulary = _train_vocabulary(job, total_bytes, vocab_size or suitable_size(total_bytes))
             check_vocabulary(job.vocabulary, input)
 
@@ -129,6 +134,15 @@ def build_corpus(
         corpus.write(directory)
     _say_what_was_read(written.counts, len(job.sources))
     return corpus
+
+
+def _check_vocabulary(job: Job, where: str) -> None:
+    """Warns when the vocabulary does not suit the beginning of the text; raises UserError when it is of another."""
+    documents = (document.text for i in range(len(job.sources)) for document in job.read(i, collections.Counter()))
+    beginning = next(chunks(documents, len, _CHECKED_CHARACTERS), [])
+    warning = report.check_vocabulary(beginning, job.tokenizer(), where)
+    if warning:
+        warn(warning)
 
 
 def _check_is_free(output_dir: str) -> None:

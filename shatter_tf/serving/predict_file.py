@@ -1,0 +1,82 @@
+"""What `shatter predict` does with files: each row of a table, or each line, gets its prediction."""
+
+import contextlib
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Optional
+
+from tqdm import tqdm
+
+from shatter_tf.console import say, warn
+from shatter_tf.serving.predictions import Write, check_output, json_line, key_of, writing
+from shatter_tf.serving.predictor import answer, is_ascii_only, open_export
+from shatter_tf.serving.texts import Texts, lines, read_texts
+
+_SILENT_SECONDS = 5  # before progress is shown
+
+
+def predict(
+    model: str,
+    source: str | Iterable[str],
+    output: Optional[str] = None,
+    signature: str = "serving_default",
+    trust: bool = False,
+    text_fields: Sequence[str] = (),
+) -> None:
+    """Predicts the rows of a file, or texts, and writes each with its prediction.
+
+    Rows with an empty text have no prediction, which is said. A file is written completely or not at all.
+
+    Args:
+      model: a SavedModel, or a directory of its versions.
+      source: a file, see `read_texts`; or texts.
+      output: a file, see `writing`; None prints JSON Lines.
+      signature: the name of the function that is called.
+      trust: whether the model may have operations that no export needs.
+      text_fields: the file's columns of the texts, where they have other names than usual.
+
+    Raises:
+      UserError: for a model, a file or a row that cannot be used.
+    """
+    is_file = isinstance(source, str)
+    if output:
+        check_output(output, source if is_file else "")
+    opened = open_export(model, signature, trust)
+    texts = read_texts(source, opened.names, text_fields) if is_file else lines(source, opened.names, "text")
+    if texts.note:
+        say(texts.note, sys.stderr)
+
+    empty: list[str] = []
+    with writing(output, texts.columns, texts.is_table) if output else _printing(texts) as write:
+        for row, outputs in opened.each(shown(texts.rows, texts.number), lambda row: row.texts):
+            if outputs is None:
+                empty.append(row.where)
+                write(row.values, None)
+                continue
+            write(row.values, answer(outputs, dict(zip(opened.names, row.texts, strict=True))))
+    if empty:
+        rows = "1 row has" if len(empty) == 1 else f"{len(empty):,} rows have"
+        warn(f"{rows} no text, and so no prediction; the first is {empty[0]}")
+
+
+@contextlib.contextmanager
+def _printing(texts: Texts) -> Iterator[Write]:
+    """Yields a function that prints rows."""
+    key = key_of(texts.columns, texts.is_table)
+    ascii_only = is_ascii_only(sys.stdout)
+    yield lambda values, prediction: print(json_line(values, prediction, key, ascii_only), flush=True)
+
+
+def shown(rows: Iterable, number: Optional[int] = None) -> Iterable:
+    """Returns rows; standard error shows how many were read, how fast and, if their `number` is known, how long yet."""
+    # A log gets a line now and then.
+    seconds = 0.5 if sys.stderr.isatty() else 30
+    return tqdm(
+        rows,
+        total=number,
+        unit=" rows",
+        delay=_SILENT_SECONDS,
+        mininterval=seconds,
+        maxinterval=2 * seconds,
+        leave=False,
+    )

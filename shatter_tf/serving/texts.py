@@ -1,0 +1,150 @@
+"""The texts of a file, as a model takes them: rows of a table of any format, or lines."""
+
+import csv
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, Optional
+
+import tensorflow as tf
+
+from shatter_tf.data import columns, delimited, streams, tables
+from shatter_tf.data.names import TEXTS, fold
+from shatter_tf.data.records import Record
+from shatter_tf.errors import UserError, argument
+from shatter_tf.serving.predictor import parts
+
+_LINES = (".jsonl", ".ndjson")  # a row each
+
+
+class TextRow(NamedTuple):
+    """What is asked of a model.
+
+    Attributes:
+      where: its location, for messages.
+      texts: one for each of the model's inputs; None where one is empty.
+      values: the row's columns; of lines, the texts by the names of the inputs.
+    """
+
+    where: str
+    texts: Optional[Sequence[str]]
+    values: dict[str, Any]
+
+
+@dataclasses.dataclass
+class Texts:
+    """The rows of a file.
+
+    Attributes:
+      columns: the names of what each row has.
+      rows: can be read once.
+      is_table: whether the rows have columns of their own.
+      number: of rows, about; None if it is not known before they are read.
+      note: how the file was understood.
+    """
+
+    columns: list[str]
+    rows: Iterator[TextRow]
+    is_table: bool
+    number: Optional[int] = None
+    note: str = ""
+
+
+def read_texts(path: str, names: Sequence[str], text_fields: Sequence[str] = ()) -> Texts:
+    """Returns the texts of a table of any format, or of a file with a text on each line, tabs between those of a pair.
+
+    Args:
+      path: which of these it is, its name tells; it may be packed.
+      names: of the model's inputs.
+      text_fields: the columns of the texts; empty takes those with the names of the inputs, or well-known names.
+
+    Raises:
+      UserError: when it cannot be read, and when it is not clear which columns are the texts; while rows are read, with
+        their location, for those that do not fit.
+    """
+    if not tf.io.gfile.exists(path):
+        raise UserError(f"{path}: no such file")
+    if not tables.is_table(path):
+        if text_fields:
+            raise UserError(
+                f"{argument('text_fields')}={','.join(text_fields)}: {path} has no columns; tables end in "
+                f"{', '.join(tables.EXTENSIONS)}"
+            )
+        return lines(streams.read_lines(path), names, path, _count_lines(path))
+
+    table = _single_column(path, text_fields) or tables.read_table(path, [*text_fields, *names])
+    chosen = _text_columns(table, names, text_fields)
+    rows = (TextRow(record.where, _texts(record, chosen.texts), record.values) for record in table.rows)
+    number = len(table.rows) if isinstance(table.rows, list) else None
+    if streams.plain_name(path).endswith(_LINES):
+        number = _count_lines(path)
+    return Texts(table.columns, rows, True, number, chosen.note)
+
+
+def lines(texts: Iterable[str], names: Sequence[str], where: str, number: Optional[int] = None) -> Texts:
+    """Returns texts, of which tabs separate those of a pair, as rows with the columns `names`."""
+
+    def row(line: int, text: str) -> TextRow:
+        place = f"{where}:{line}"
+        if not text.strip():
+            return TextRow(place, None, dict.fromkeys(names, ""))
+        found = parts(text, names, place)
+        return TextRow(place, found if all(map(str.strip, found)) else None, dict(zip(names, found, strict=True)))
+
+    return Texts([*names], (row(line, text) for line, text in enumerate(texts, 1)), False, number)
+
+
+def _count_lines(path: str) -> int:
+    return sum(block.count(b"\n") for block in streams.read_blocks(path))
+
+
+def _single_column(path: str, text_fields: Sequence[str]) -> Optional[tables.Table]:
+    """Returns a CSV or TSV file with texts only, in which labelled rows would lack a column; None for another file."""
+    if not streams.plain_name(path).endswith(delimited.EXTENSIONS):
+        return None
+    try:
+        first = next(streams.read_lines(path), "")
+    except streams.NotText:  # a name that does not fit
+        return None
+    name = first.strip().strip('"')
+    if fold(name) not in (*TEXTS, *map(fold, text_fields)):
+        return None
+    return tables.Table(path, [name], True, _of_single_column(path, name), {}, ["line 1 is a header"])
+
+
+def _of_single_column(path: str, name: str) -> Iterator[Record]:
+    csv.field_size_limit(2**31 - 1)  # its default is 131,072 characters
+    reader = csv.reader((line + "\n" for line in streams.read_lines(path)), strict=True)
+    begin = 1
+    try:
+        for cells in reader:
+            if len(cells) > 1:
+                raise UserError(f"{path}:{begin}: {len(cells)} columns, but line 1 has 1; put quotes around the text")
+            if begin > 1:
+                yield Record(f"{path}:{begin}", {name: "".join(cells)})
+            begin = reader.line_num + 1
+    except csv.Error as error:
+        raise UserError(f"{path}:{begin}: {error}; a quote in a quoted text must be doubled") from error
+
+
+def _text_columns(table: tables.Table, names: Sequence[str], text_fields: Sequence[str]) -> columns.Columns:
+    """Returns the columns of the texts, one for each of the model's inputs; raises UserError."""
+    folded = {fold(column): column for column in reversed(table.columns)}
+    if not text_fields and all(name in folded for name in names):
+        text_fields = [folded[name] for name in names]
+    if not text_fields and not table.has_names and len(table.columns) == len(names):
+        text_fields = table.columns
+    chosen = columns.choose(table, text_fields, needs_label=False)
+    if len(chosen.texts) != len(names):
+        raise UserError(
+            f"{table.path}: the model takes {' and '.join(names)}, but {' and '.join(map(repr, chosen.texts))} would "
+            f"be read; give {argument('text_fields')}, {len(names)} of {', '.join(map(repr, table.columns))}"
+        )
+    return chosen
+
+
+def _texts(record: Record, names: Sequence[str]) -> Optional[list[str]]:
+    """Returns a row's texts, or None where one is empty or missing; raises UserError for what is no text."""
+    values = [record.values.get(name) for name in names]
+    if any(value is None or value == "" or (isinstance(value, str) and value.isspace()) for value in values):
+        return None
+    return [columns.text_of(record, name) for name in names]
