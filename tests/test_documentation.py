@@ -180,12 +180,32 @@ def write_data(directory: pathlib.Path) -> None:
         "tagged": ("tsv", tagged + "\n"),
         "questions": ("json", json.dumps(dict(version="1.1", data=[dict(title="", paragraphs=paragraphs)]))),
     }
+    spans = [
+        dict(
+            text=f"Nobody knows {a} in {b}.",
+            label=[[13, 13 + len(a), "PERSON"], [17 + len(a), 17 + len(a + b), "PLACE"]],
+        )
+        for a in ("Paul", "Mia Berg", "Ines", "Tom")
+        for b in ("Rome", "New York", "Oslo", "Bonn", "Lima")
+    ]
+    lists = [
+        dict(text=sentence, labels=[["delivery", "packaging"], ["delivery"], [], ["packaging"]][i])
+        for sentence, i in numbered
+    ]
     (directory / "my_text").mkdir(parents=True)
     (directory / "my_text/a.txt").write_text(text)
     for name, (extension, content) in files.items():
         (directory / name).mkdir()
         for split in ("train", "dev"):
             (directory / name / f"{split}.{extension}").write_text(content)
+
+    for name, rows in (("complaints", lists), ("names", spans)):
+        (directory / name).mkdir()
+        (directory / name / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    claims = [f"{i},{sentence} {i},{'yes' if i % 20 == 0 else 'no'}" for i, (sentence, _) in enumerate(numbered * 2)]
+    (directory / "claims.csv").write_text("\n".join(["id,message,fraud", *claims]))
+    reports = [f"{' '.join([sentence] * 60)} {i},{LABELS[n]}" for i, (sentence, n) in enumerate(numbered)]
+    (directory / "reports.csv").write_text("\n".join(["report,topic", *reports]))
 
 
 @pytest.fixture(scope="session")
@@ -256,8 +276,17 @@ def test_the_tutorial(tutorial, monkeypatch):
     assert {answer["label"] for answer in labelled} <= set(LABELS)
     for name in ("curves", "partition", "attention", "classify/confusion"):
         assert (base / f"pictures/{name}.png").stat().st_size > 10_000
-    (last,) = (output for command, output in outputs.items() if "shatter/classify" in command)
-    assert "TF-IDF with a linear model" in last
+    trained = [output for command, output in outputs.items() if "shatter/classify" in command]
+    assert len(trained) == 4
+    assert all("TF-IDF with a linear model" in output for output in trained)
+    (complaint,) = answers(outputs, "served/complaints")
+    assert set(complaint["probabilities"]) == {"delivery", "packaging"}
+    (named,) = answers(outputs, "served/names")
+    assert [word["word"] for word in named["words"]][-2:] == ["York", "."]
+    assert "entities" in named
+    judged = (base / "claims_judged.csv").read_text().splitlines()
+    assert len(judged) == 161
+    assert judged[0].startswith("id,message,fraud,")
 
     monkeypatch.chdir(base)
     (variables,) = run_programs("docs/tutorial.md")

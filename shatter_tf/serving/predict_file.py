@@ -5,9 +5,11 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Optional
 
+import tensorflow as tf
 from tqdm import tqdm
 
 from shatter_tf.console import say, warn
+from shatter_tf.errors import UserError, argument
 from shatter_tf.serving.predictions import Write, check_output, json_line, key_of, writing
 from shatter_tf.serving.predictor import answer, is_ascii_only, open_export
 from shatter_tf.serving.texts import Texts, lines, read_texts
@@ -41,6 +43,8 @@ def predict(
     is_file = isinstance(source, str)
     if output:
         check_output(output, source if is_file else "")
+    if is_file and not tf.io.gfile.exists(source):
+        raise UserError(f"{argument('input')}={source}: no such file")
     opened = open_export(model, signature, trust)
     texts = read_texts(source, opened.names, text_fields) if is_file else lines(source, opened.names, "text")
     if texts.note:
@@ -48,7 +52,7 @@ def predict(
 
     empty: list[str] = []
     with writing(output, texts.columns, texts.is_table) if output else _printing(texts) as write:
-        for row, outputs in opened.each(shown(texts.rows, texts.number), lambda row: row.texts):
+        for row, outputs in shown(opened.each(texts.rows, lambda row: row.texts), texts.number):
             if outputs is None:
                 empty.append(row.where)
                 write(row.values, None)
@@ -68,7 +72,7 @@ def _printing(texts: Texts) -> Iterator[Write]:
 
 
 def shown(rows: Iterable, number: Optional[int] = None) -> Iterable:
-    """Returns rows; standard error shows how many were read, how fast and, if their `number` is known, how long yet."""
+    """Returns rows; standard error shows how many are done, how fast and, if their `number` is known, how long yet."""
     # A log gets a line now and then.
     seconds = 0.5 if sys.stderr.isatty() else 30
     return tqdm(

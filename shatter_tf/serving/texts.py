@@ -73,11 +73,12 @@ def read_texts(path: str, names: Sequence[str], text_fields: Sequence[str] = ())
 
     table = _single_column(path, text_fields) or tables.read_table(path, [*text_fields, *names])
     chosen = _text_columns(table, names, text_fields)
-    rows = (TextRow(record.where, _texts(record, chosen.texts), record.values) for record in table.rows)
+    rows = (TextRow(record.where, _texts(record, chosen), record.values) for record in table.rows)
     number = len(table.rows) if isinstance(table.rows, list) else None
     if streams.plain_name(path).endswith(_LINES):
         number = _count_lines(path)
-    return Texts(table.columns, rows, True, number, chosen.note)
+    what = f"text{'s' * (len(names) > 1)}: {' and '.join(map(repr, chosen))}"
+    return Texts(table.columns, rows, True, number, f"{path}: {'; '.join([*table.notes, what])}")
 
 
 def lines(texts: Iterable[str], names: Sequence[str], where: str, number: Optional[int] = None) -> Texts:
@@ -126,18 +127,18 @@ def _of_single_column(path: str, name: str) -> Iterator[Record]:
         raise UserError(f"{path}:{begin}: {error}; a quote in a quoted text must be doubled") from error
 
 
-def _text_columns(table: tables.Table, names: Sequence[str], text_fields: Sequence[str]) -> columns.Columns:
+def _text_columns(table: tables.Table, names: Sequence[str], text_fields: Sequence[str]) -> list[str]:
     """Returns the columns of the texts, one for each of the model's inputs; raises UserError."""
     folded = {fold(column): column for column in reversed(table.columns)}
     if not text_fields and all(name in folded for name in names):
         text_fields = [folded[name] for name in names]
     if not text_fields and not table.has_names and len(table.columns) == len(names):
         text_fields = table.columns
-    chosen = columns.choose(table, text_fields, needs_label=False)
-    if len(chosen.texts) != len(names):
+    chosen = columns.choose(table, text_fields, needs_label=False).texts
+    if len(chosen) != len(names):
         raise UserError(
-            f"{table.path}: the model takes {' and '.join(names)}, but {' and '.join(map(repr, chosen.texts))} would "
-            f"be read; give {argument('text_fields')}, {len(names)} of {', '.join(map(repr, table.columns))}"
+            f"{table.path}: the model takes {' and '.join(names)}, but {' and '.join(map(repr, chosen))} would be "
+            f"read; give {argument('text_fields')}, {len(names)} of {', '.join(map(repr, table.columns))}"
         )
     return chosen
 

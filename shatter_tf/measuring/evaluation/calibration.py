@@ -76,6 +76,11 @@ def fit_temperature(probabilities: np.ndarray, ids: np.ndarray) -> float:
     return float(np.exp(found.x))
 
 
+def _is_bound(temperature: float) -> bool:
+    """Returns whether a fit ended where `fit_temperature` stops to look."""
+    return any(abs(np.log(temperature / bound)) < 1e-3 for bound in _TEMPERATURES)
+
+
 def of_labels(probabilities: np.ndarray, ids: np.ndarray) -> dict[str, Any]:
     """Returns all figures of a classifier's calibration.
 
@@ -99,6 +104,7 @@ def of_labels(probabilities: np.ndarray, ids: np.ndarray) -> dict[str, Any]:
     add(probabilities, "")
     if known.any():
         figures["temperature"] = fit_temperature(probabilities[known], ids[known])
+        figures["at_a_bound"] = _is_bound(figures["temperature"])
         add(at_temperature(probabilities, figures["temperature"]), "_at_temperature")
     return figures
 
@@ -122,6 +128,7 @@ def of_decisions(probabilities: np.ndarray, targets: np.ndarray) -> dict[str, An
         log_loss=log_loss(both, has_label),
         bins=bins(p, has_label),
         temperature=temperature,
+        at_a_bound=_is_bound(temperature),
         calibration_error_at_temperature=error(bins(scaled[:, 1], has_label)),
         log_loss_at_temperature=log_loss(scaled, has_label),
     )

@@ -57,7 +57,7 @@ def evaluate(
     rows, note = kind.read(source)
     say(f"{name}\n{note}")
 
-    outputs = [outputs for _, outputs in opened.each(shown(rows, len(rows)), lambda row: row.texts)]
+    outputs = [outputs for _, outputs in shown(opened.each(rows, lambda row: row.texts), len(rows))]
     report = kind.judge(rows, outputs)
     report.figures = dict(model=name, input=source.path, rows=len(rows), **report.figures)
     for line in report.lines:

@@ -70,13 +70,16 @@ class Report:
         """Adds what `calibration.py` found; `unit` is what its rows are."""
         self.figures["calibration"] = figures
         self.lines += ["", f"calibration error {figures['calibration_error']:.4f} ({unit})"]
-        if "temperature" in figures:
-            temperature = f"{figures['temperature']:.3f}"
-            self.lines.append(
-                f"at temperature {temperature}, fitted to this file, {figures['calibration_error_at_temperature']:.4f}, "
-                f"and log loss {figures['log_loss_at_temperature']:.4f}, not {figures['log_loss']:.4f}; if this file is "
-                f"not the final test, `shatter export --temperature={temperature}` serves that"
-            )
+        if "temperature" not in figures:
+            return
+        temperature = f"{figures['temperature']:.3f}"
+        after = figures["calibration_error_at_temperature"]
+        losses = f"log loss {figures['log_loss']:.4f} becomes {figures['log_loss_at_temperature']:.4f}"
+        self.lines.append(f"temperature {temperature}, fitted to these rows: calibration error {after:.4f}; {losses}")
+        if figures["at_a_bound"]:
+            self.lines.append("that is as far as it goes: the model is always right, or its probabilities say nothing")
+        else:
+            self.lines.append(f"unless this is the final test, serve it: `shatter export --temperature={temperature}`")
 
 
 def scores(values: Sequence[float], rows: Any = None) -> dict[str, Any]:
