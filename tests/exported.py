@@ -9,7 +9,8 @@ from tiny import tiny_override
 
 from shatter_tf.data.vocabulary import SPECIAL_TOKENS
 
-EXPORTED = ("pretrain", "classify", "pairs", "regress", "tag", "question_answering")
+EXPORTED = ("pretrain", "classify", "pairs", "regress", "tag", "question_answering", "several", "entities")
+EXPERIMENTS = dict(pairs="classify", several="classify", entities="tag", question_answering="answer")
 SENTENCES = ["the cat sat on a mat", "a big dog ran very fast", "the old tree was small", "then it was red"]
 
 
@@ -27,7 +28,9 @@ def make_exported(base: pathlib.Path) -> None:
     settings += ",trainer.optimizer_config.learning_rate.polynomial.initial_learning_rate=1e-4"
     settings += ",task.train_data.global_batch_size=4,task.validation_data.global_batch_size=4"
     for name in EXPORTED:
-        experiment = dict(pairs="classify", question_answering="answer").get(name, name)
+        experiment = dict(pairs="classify", several="classify", entities="tag", question_answering="answer").get(
+            name, name
+        )
         data = [f"--data_dir={base / name}", f"--init_checkpoint={base}/runs/pretrain"]
         more = ""
         if name == "pretrain":
@@ -60,11 +63,15 @@ def _write_data(base: pathlib.Path) -> None:
         for i, c in enumerate(contexts)
     ]
     tagged = ["\n".join(f"{w}\t{'long' if len(w) > 3 else 'short'}" for w in s.split()) for s in SENTENCES]
+    several = [dict(text=s, labels=labels[: i % 3]) for i, s in enumerate(SENTENCES * 6)]
+    spans = [dict(text=f"{s}.", spans=[dict(start=2, end=len(s), label="X")]) for s in SENTENCES if s[1] == " "] * 8
     files = dict(
         classify=("tsv", "".join(f"{s}\t{labels[i % 3]}\n" for i, s in enumerate(SENTENCES * 6))),
         pairs=("tsv", "".join(f"{s}\t{s} too\t{labels[i % 3]}\n" for i, s in enumerate(SENTENCES * 6))),
         regress=("tsv", "".join(f"{s}\t{i / 2}\n" for i, s in enumerate(SENTENCES * 2))),
         tag=("tsv", "\n\n".join(tagged) + "\n"),
+        several=("jsonl", "".join(json.dumps(row) + "\n" for row in several)),
+        entities=("jsonl", "".join(json.dumps(row) + "\n" for row in spans)),
         question_answering=("json", json.dumps(dict(version="1.1", data=[dict(title="", paragraphs=paragraphs)]))),
     )
     for name, (extension, content) in files.items():

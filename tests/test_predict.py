@@ -1,5 +1,7 @@
-"""`shatter_tf.predict`: what it says, which models it loads, and which it refuses."""
+"""`shatter_tf.predict`: what it says, of files too, which models it loads, and which it refuses."""
 
+import csv
+import gzip
 import importlib
 import importlib.metadata
 import io
@@ -9,15 +11,17 @@ import re
 import shutil
 import types
 
+import pyarrow as pa
 import pytest
 import tensorflow as tf
 import tensorflow_text  # noqa: F401  registers the tokenizer's operations
+from pyarrow import parquet
 from tensorflow.core.framework import op_def_pb2
 from tensorflow.python.framework import op_def_registry
 
 from shatter_tf import predict
 from shatter_tf.errors import UserError
-from shatter_tf.serving import answers, operations
+from shatter_tf.serving import answers, operations, predictor
 
 
 def predicted(capsys, model, *flags):
@@ -208,3 +212,179 @@ def test_plugins_are_loaded(exported, monkeypatch, capsys):
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [plugin])
     predicted(capsys, exported["classify_export"], "the cat")
     assert loaded == ["mine"]
+
+
+# === Files ===
+
+
+def rows_of(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def predict_file(exported, tmp_path, file, *flags, name="classify", output="out.jsonl"):
+    """Runs the command on a file; returns the rows that it writes."""
+    predict.main([f"--model={exported[f'{name}_export']}", f"--input={file}", f"--output={tmp_path / output}", *flags])
+    return rows_of(tmp_path / output)
+
+
+def test_each_row_of_a_table_gets_the_prediction_of_its_text(exported, tmp_path, capsys):
+    texts = [f"the cat {'sat ' * (i * 7 % 30)}on {i}" for i in range(150)]
+    expected = {line["text"]: line for line in predicted(capsys, exported["classify_export"], *texts)}
+
+    # The same rows in several formats: whatever the lengths, their order stays.
+    rows = [dict(id=i, label="own", review=text) for i, text in enumerate(texts)]
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress("\n".join(map(json.dumps, rows)).encode()))
+    parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    with open(tmp_path / "a.csv", "w", encoding="utf-16") as f:
+        writer = csv.DictWriter(f, ["id", "label", "review"])
+        writer.writeheader()
+        writer.writerows(rows)
+    for name in ("a.jsonl.gz", "a.parquet", "a.csv"):
+        found = predict_file(exported, tmp_path, tmp_path / name)
+        assert [str(row["id"]) for row in found] == [str(i) for i in range(150)]
+        assert {row["label"] for row in found} == {"own"}
+        for row in found:
+            answer = expected[row["review"]]
+            assert row["prediction"]["label"] == answer["label"]
+            assert row["prediction"]["probabilities"] == pytest.approx(answer["probabilities"], abs=1e-5)
+
+
+def test_rows_of_like_lengths_are_computed_together_and_come_out_in_order():
+    batches = []
+
+    def function(text):
+        batches.append([len(value) for value in text.numpy()])
+        return dict(length=tf.strings.length(text))
+
+    model = predictor.Model(["text"], function)
+    rows = [("", None) if i % 10 == 3 else (i, ["x" * (i * 37 % 101)]) for i in range(150)]
+    read = []
+    found = []
+    for row, outputs in model.each((read.append(row) or row for row in rows), lambda row: row[1], at_once=100):
+        found.append(row)
+        assert len(read) - len(found) < 100
+        assert (outputs is None) == (row[1] is None)
+        assert outputs is None or outputs["length"] == len(row[1][0])
+    assert found == rows
+    assert [len(batch) for batch in batches] == [32, 32, 26, 32, 13]
+    assert all(batch == sorted(batch) for batch in batches)
+
+
+def test_lines_of_a_file_are_texts(exported, tmp_path, capsys):
+    (tmp_path / "a.txt").write_text("the cat\tsat\nthe dog\n", "utf-16")
+    found = predict_file(exported, tmp_path, tmp_path / "a.txt")
+    assert found == predicted(capsys, exported["classify_export"], "the cat\tsat", "the dog")
+    (line,) = predict_file(exported, tmp_path, _write(tmp_path / "b.txt", "the cat\tsat\n"), name="pairs")
+    assert (line["text_a"], line["text_b"]) == ("the cat", "sat")
+    with pytest.raises(UserError, match=f"{tmp_path}/c.txt:2: .*text_a and text_b"):
+        predict_file(exported, tmp_path, _write(tmp_path / "c.txt", "the cat\tsat\nthe dog\n"), name="pairs")
+
+
+def _write(path, text):
+    path.write_text(text)
+    return path
+
+
+def test_columns_are_found_by_their_names(exported, tmp_path):
+    def run(text, *flags, name="classify", file="a.csv"):
+        return predict_file(exported, tmp_path, _write(tmp_path / file, text), *flags, name=name)
+
+    (row,) = run("score,question,context\n1,who sat,the cat sat\n", name="question_answering")
+    assert row["prediction"]["answer"] in "the cat sat"
+    (row,) = run("sentence2,sentence1\nsat,the cat\n", name="pairs")
+    assert row["sentence1"] == "the cat"
+    (row,) = run("words,more\nthe cat,sat\n", "--text_fields=more")
+    assert row["words"] == "the cat"
+    assert [row["text"] for row in run('text\n"the cat, sat"\nthe dog\n')] == ["the cat, sat", "the dog"]
+    with pytest.raises(UserError, match=f"{tmp_path}/a.csv:2: 2 columns"):
+        run("text\nthe cat, sat\n")
+    with pytest.raises(UserError, match="there are 'one', 'two'"):
+        run('{"one": "a", "two": "b"}', file="a.jsonl")
+    with pytest.raises(UserError, match="--text_fields, 1 of 'premise', 'hypothesis'"):
+        run("premise,hypothesis\na,b\n")
+    with pytest.raises(UserError, match=f"{tmp_path}/a.jsonl:2: .*'text'.* 7"):
+        run('{"text": "a"}\n{"text": 7}', file="a.jsonl")
+
+
+def test_rows_without_a_text_are_kept_and_counted(exported, tmp_path, capsys):
+    rows = [dict(id=1, text=" "), dict(id=2, text="the cat"), dict(id=3, text=None), dict(id=4)]
+    file = _write(tmp_path / "a.jsonl", "\n".join(map(json.dumps, rows)))
+    found = predict_file(exported, tmp_path, file)
+    assert [row["id"] for row in found if row["prediction"] is None] == [1, 3, 4]
+    assert f"3 rows have no text, and so no prediction; the first is {file}:1" in capsys.readouterr().err
+
+    predict.main([f"--model={exported['classify_export']}", f"--input={file}", f"--output={tmp_path}/out.csv"])
+    with open(tmp_path / "out.csv") as f:
+        found = list(csv.DictReader(f))
+    assert [row["id"] for row in found] == ["1", "2", "3", "4"]
+    assert [bool(row["predicted_label"]) for row in found] == [False, True, False, False]
+    assert float(found[1]["predicted_probabilities.animal"]) <= float(found[1]["predicted_probability"])
+
+
+def test_an_earlier_prediction_stays(exported, tmp_path):
+    predict_file(exported, tmp_path, _write(tmp_path / "a.csv", "text,label\nthe cat,x\n"))
+    (row,) = predict_file(exported, tmp_path, tmp_path / "out.jsonl", output="again.jsonl")
+    assert row["label"] == "x"
+    assert row["prediction"] == row["prediction_2"]
+
+
+def test_a_file_is_written_whole_or_not_at_all(exported, tmp_path, monkeypatch):
+    rows = "\n".join(json.dumps(dict(text=text)) for text in ["the cat"] * 3 + [["not a text"]])
+    file = _write(tmp_path / "a.jsonl", rows)
+    (tmp_path / "out.jsonl").write_text("before")
+    with pytest.raises(UserError, match="a.jsonl:4"):
+        predict_file(exported, tmp_path, file)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl", "out.jsonl"]
+    assert (tmp_path / "out.jsonl").read_text() == "before"
+
+    for flags, what in (
+        (("--output=out.xlsx",), ".jsonl, .csv, .tsv"),
+        ((f"--output={file}",), "--input"),
+        ((f"--output={file}/x.csv",), "cannot be written"),
+        (("the cat",), "TEXT"),
+        (("--input=/nope",), "/nope: no such file"),
+        ((f"--input={tmp_path}",), f"{tmp_path}: a directory"),
+    ):
+        with pytest.raises(UserError) as refusal:
+            predict.main([f"--model={exported['classify_export']}", f"--input={file}", *flags])
+        assert what in str(refusal.value)
+    with pytest.raises(UserError, match="--text_fields"):
+        predict.main([f"--model={exported['classify_export']}", "--text_fields=a", "the cat"])
+
+
+def test_fields_that_csv_cannot_have_are_refused(exported, tmp_path):
+    rows = [dict(text="the cat")] * 101 + [dict(text="the dog", late=1)]
+    file = _write(tmp_path / "a.jsonl", "\n".join(map(json.dumps, rows)))
+    with pytest.raises(UserError, match="'late'.*.jsonl"):
+        predict.main([f"--model={exported['classify_export']}", f"--input={file}", f"--output={tmp_path}/out.csv"])
+    assert not (tmp_path / "out.csv").exists()
+    assert predict_file(exported, tmp_path, file)[-1]["late"] == 1
+
+
+def test_texts_may_go_to_a_file(exported, tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"the cat\nthe dog\n"), "utf-8"))
+    predict.main([f"--model={exported['classify_export']}", f"--output={tmp_path}/out.tsv"])
+    with open(tmp_path / "out.tsv") as f:
+        assert [row["text"] for row in csv.DictReader(f, delimiter="\t")] == ["the cat", "the dog"]
+
+
+@pytest.mark.parametrize(
+    ("text", "is_header"), [(b"text,label", True), (b"id\tReview", True), (b"the cat, label", False), (b"text", False)]
+)
+def test_a_header_on_standard_input_is_said(exported, monkeypatch, capsys, text, is_header):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text + b"\nthe cat,animal\n"), "utf-8"))
+    predict.main([f"--model={exported['classify_export']}"])
+    printed = capsys.readouterr()
+    assert len(printed.out.splitlines()) == 2
+    assert ("--input" in printed.err) == is_header
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_what_is_printed_is_json_in_any_encoding(exported, tmp_path, monkeypatch, encoding):
+    text = "café 😀"
+    file = _write(tmp_path / "a.txt", text)
+    for flags in ([text], [f"--input={file}"]):
+        buffer = io.BytesIO()
+        monkeypatch.setattr("sys.stdout", io.TextIOWrapper(buffer, encoding, errors="backslashreplace"))
+        predict.main([f"--model={exported['classify_export']}", *flags])
+        assert json.loads(buffer.getvalue().decode(encoding))["text"] == text

@@ -12,6 +12,7 @@ import pytest
 import tensorflow as tf
 import tensorflow_text  # noqa: F401  registers the tokenizer's operations
 from conftest import WORDS
+from exported import EXPORTED
 from serving import cpp_loader, wire_server
 from tensorflow_serving.apis import (
     get_model_metadata_pb2,
@@ -23,7 +24,7 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 
-NAMES = ("pretrain", "classify", "pairs", "regress", "tag", "question_answering")
+NAMES = EXPORTED
 
 
 @pytest.fixture(scope="session")
@@ -179,7 +180,7 @@ def send_strange_requests(signatures, loaders, number: int) -> list[float]:
         for value in outputs.values():
             assert len(value) == batch
             assert value.dtype == object or np.isfinite(value).all()
-        if "labels" in outputs:
+        if "label" in outputs:
             np.testing.assert_allclose(outputs["probabilities"].sum(axis=1), 1.0, atol=1e-5)
             best = outputs["probabilities"].argmax(axis=1)
             assert outputs["label"].tolist() == outputs["labels"][np.arange(batch), best].tolist()

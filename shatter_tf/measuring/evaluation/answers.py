@@ -46,7 +46,7 @@ class Answers(Kind):
         found = report.figures
         report.lines.append(f"exact match {found['exact_match']:.4f}  F1 {found['f1']:.4f}  of {len(rows):,} questions")
 
-        each = [answer_scores([question], answers, some_unanswerable)["f1"] for question in questions]
+        each = [answer_scores([q], {q.id: answers[q.id]}, some_unanswerable)["f1"] for q in questions]
         sure = np.array([output["score"] for output in outputs])
         wrong = [i for i in np.argsort(-sure, kind="stable") if not each[i]][:MISTAKES]
 

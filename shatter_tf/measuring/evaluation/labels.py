@@ -9,10 +9,9 @@ from sklearn import metrics
 
 from shatter_tf.data import labelled
 from shatter_tf.errors import UserError
-from shatter_tf.measuring import pictures as of_runs
 from shatter_tf.measuring.evaluation import calibration, pictures
 from shatter_tf.measuring.evaluation.kind import OfRows, register
-from shatter_tf.measuring.evaluation.report import MISTAKES, Report, scores
+from shatter_tf.measuring.evaluation.report import MISTAKES, Report, confusion, counted, scores
 
 _TOO_MANY = 200  # labels, in whose confusion matrix nothing could be seen
 
@@ -37,7 +36,7 @@ class OneLabel(OfRows):
         is_right = np.array([a == b for a, b in zip(truth, predicted, strict=True)])
         report = Report(dict(accuracy=float(np.mean(is_right))))
         report.lines.append(f"accuracy {np.mean(is_right):.4f} of {len(rows):,} rows")
-        _add_unknown(report, truth, self.labels, "rows")
+        _add_unknown(report, truth, self.labels, "row")
 
         # Of each label that occurs, in scikit-learn's sense: in the file or in the predictions.
         occurring = [label for label in self.labels if label in {*truth, *predicted}] + [
@@ -60,10 +59,10 @@ class OneLabel(OfRows):
             report.figures["calibration"], "confidence: the probability of the predicted label", "right labels"
         )
 
-        counts = metrics.confusion_matrix(truth, predicted, labels=occurring)
+        counts = confusion(truth, predicted, occurring)
         report.figures["confusion"] = dict(labels=occurring, counts=counts.tolist())
         if len(occurring) <= _TOO_MANY:
-            report.pictures["confusion"] = of_runs.draw_confusion(occurring, counts)
+            report.pictures["confusion"] = pictures.draw_confusion(occurring, counts, "texts", "label")
 
         confidence = probabilities.max(axis=1)
         worst = sorted(np.flatnonzero(~is_right), key=lambda i: -confidence[i])[:MISTAKES]
@@ -110,7 +109,7 @@ class SeveralLabels(OfRows):
         exact = metrics.accuracy_score(targets, predicted)
         report.figures["exact_match"] = float(exact)
         report.lines.append(f"all labels right in {exact:.4f} of {len(rows):,} rows")
-        _add_unknown(report, [label for labels in truth for label in labels], self.labels, "labels")
+        _add_unknown(report, [label for labels in truth for label in labels], self.labels, "label")
 
         def score(average):
             return metrics.precision_recall_fscore_support(targets, predicted, average=average, zero_division=0)
@@ -160,6 +159,6 @@ def _add_unknown(report: Report, truth: Sequence[Any], labels: Sequence[str], un
     if unknown:
         shown = ", ".join([*unknown][:5]) + ", …" * (len(unknown) > 5)
         report.lines.append(
-            f"{sum(unknown.values()):,} {unit} count as wrong, because the model does not know {shown}; it knows "
+            f"{counted(sum(unknown.values()), unit)} taken as wrong, because the model does not know {shown}; it knows "
             f"{', '.join(labels[:5])}{', …' if len(labels) > 5 else ''}"
         )

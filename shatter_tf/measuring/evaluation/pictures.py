@@ -1,12 +1,29 @@
-"""Pictures of an evaluation: whether probabilities can be believed, and predicted numbers against true ones."""
+"""Pictures of an evaluation: what is taken for what, whether probabilities can be believed, and how far numbers are."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from shatter_tf.measuring import pictures
 from shatter_tf.measuring.evaluation.calibration import BINS
 from shatter_tf.measuring.pictures import BLUE, ORANGE, bare
+
+
+def draw_confusion(names: Sequence[str], counts: np.ndarray, of: str, what: str) -> Figure:
+    """Returns the confusion matrix of a file's rows.
+
+    Args:
+      names: of the classes.
+      counts: how often the row's class was taken for the column's, integer [C, C].
+      of, what: what the counts are of, such as texts, and what the classes are, such as label.
+    """
+    figure = pictures.draw_confusion(names, counts)
+    axes = figure.axes[0]
+    axes.set_title(f"{np.trace(counts) / counts.sum():.1%} of {counts.sum():,} {of} get the right {what}")
+    axes.set(xlabel=f"predicted {what}", ylabel=f"true {what} ({of})")
+    return figure
 
 
 def draw_reliability(figures: dict[str, Any], confidence: str, right: str) -> Figure:

@@ -7,12 +7,15 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
+from sklearn import metrics
 
 MISTAKES = 10
 _MOST_ROWS = 40  # of a table; of more labels, those with the most rows are shown
 _LONGEST_NAME = 32
 _FEWEST_CHARACTERS = 24  # of a mistake's text
+_AS_IT_IS = 0.02  # what a temperature may differ from 1 and change nothing
 
 
 @dataclasses.dataclass
@@ -76,6 +79,8 @@ class Report:
         after = figures["calibration_error_at_temperature"]
         losses = f"log loss {figures['log_loss']:.4f} becomes {figures['log_loss_at_temperature']:.4f}"
         self.lines.append(f"temperature {temperature}, fitted to these rows: calibration error {after:.4f}; {losses}")
+        if abs(figures["temperature"] - 1) < _AS_IT_IS:
+            return
         if figures["at_a_bound"]:
             self.lines.append("that is as far as it goes: the model is always right, or its probabilities say nothing")
         else:
@@ -96,3 +101,20 @@ def shortened(name: str) -> str:
     ('Biology', 32)
     """
     return name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…"
+
+
+def counted(number: int, what: str) -> str:
+    """Returns a number of things, with their verb.
+
+    Example:
+    >>> counted(1, "word"), counted(1200, "row")
+    ('1 word is', '1,200 rows are')
+    """
+    return f"1 {what} is" if number == 1 else f"{number:,} {what}s are"
+
+
+def confusion(truth: Sequence[str], predicted: Sequence[str], names: Sequence[str]) -> np.ndarray:
+    """Returns how often the row's name was taken for the column's, integer [names, names]."""
+    if len(names) == 1:  # of which scikit-learn warns
+        return np.array([[len(truth)]])
+    return metrics.confusion_matrix(truth, predicted, labels=names)

@@ -14,9 +14,9 @@ from sklearn import metrics as of_words
 from shatter_tf.data.entities import is_iob, is_iob2
 from shatter_tf.data.sentences import Sentence
 from shatter_tf.data.tagging import cut_words, read_sentences
-from shatter_tf.measuring import pictures
+from shatter_tf.measuring.evaluation import pictures
 from shatter_tf.measuring.evaluation.kind import Kind, register
-from shatter_tf.measuring.evaluation.report import MISTAKES, Report, scores
+from shatter_tf.measuring.evaluation.report import MISTAKES, Report, confusion, counted, scores
 from shatter_tf.serving.predictor import Outputs
 
 _AROUND = 5  # words that are shown to the left and right of a mistake
@@ -67,7 +67,7 @@ class Tags(Kind):
         )
         for what, why in (("cut_off", "beyond the model's length"), ("not_matched", "cut otherwise by the model")):
             if report.figures[what]:
-                report.lines.append(f"{report.figures[what]:,} words are left out: {why}")
+                report.lines.append(f"{counted(report.figures[what], 'word')} left out: {why}")
         if not number:
             report.lines.append("no words are left to judge")
             return report
@@ -81,13 +81,10 @@ class Tags(Kind):
         else:
             _add_tags(report, tags, *flat)
 
-        counts = of_words.confusion_matrix(*flat, labels=tags)
+        counts = confusion(*flat, tags)
         report.figures["confusion"] = dict(labels=tags, counts=counts.tolist())
         if len(tags) <= _MOST_TAGS:
-            report.pictures["confusion"] = pictures.draw_confusion(tags, counts)
-            share = report.figures["accuracy"]
-            report.pictures["confusion"].axes[0].set_title(f"{share:.1%} of {number:,} words get the right tag")
-            report.pictures["confusion"].axes[0].set(xlabel="predicted tag", ylabel="true tag (words)")
+            report.pictures["confusion"] = pictures.draw_confusion(tags, counts, "words", "tag")
 
         wrong = [
             (sentence, word)
