@@ -91,6 +91,31 @@ def test_a_run_and_its_export_have_scikit_learns_figures(exported, labelled, tmp
         assert (tmp_path / f"pictures/{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_columns_are_those_of_training_unless_told(exported, tmp_path):
+    """The columns' usual names would be others, with other texts and labels."""
+    shutil.copytree(exported["classify"], tmp_path / "run")
+    params = (tmp_path / "run/params.yaml").read_text()
+    for name, old, new in (("text_fields", "[]", "[body]"), ("label_field", "''", "truth")):
+        assert f"{name}: {old}" in params
+        params = params.replace(f"{name}: {old}", f"{name}: {new}")
+    (tmp_path / "run/params.yaml").write_text(params)
+
+    (tmp_path / "a.csv").write_text("text,body,label,truth\na,the cat,thing,animal\nb,the dog,thing,animal\n")
+    for flags, text, label in (
+        ((), "the dog", "animal"),
+        (("--text_fields=text", "--label_field=label"), "b", "thing"),
+    ):
+        figures, rows = evaluated(tmp_path / "run", tmp_path / "a.csv", tmp_path, *flags)
+        assert {name for name, of_label in figures["labels"].items() if of_label["rows"]} == {label}
+        (expected, _) = evaluated(
+            exported["classify"], tmp_path / "a.csv", tmp_path, f"--text_fields={'body' if text != 'b' else 'text'}",
+            f"--label_field={'truth' if label == 'animal' else 'label'}",
+        )  # fmt: skip
+        assert_same_figures(figures, expected)
+    (tmp_path / "b.csv").write_text("text,label\nthe cat,thing\n")
+    assert evaluated(tmp_path / "run", tmp_path / "b.csv", tmp_path)[0]["rows"] == 1
+
+
 def test_numbers_are_judged_as_scipy_and_scikit_learn_do(exported, tmp_path):
     (tmp_path / "test.jsonl").write_text(
         "\n".join(json.dumps(dict(review=f"the {'cat ' * i}", score=0.3 * i)) for i in range(1, 30))
@@ -122,6 +147,44 @@ def test_other_kinds_have_the_same_figures_as_run_and_as_export(exported, tmp_pa
         predicted = [word["tag"] for row in rows for word in row["prediction"]["words"]]
         assert figures["accuracy"] == pytest.approx(metrics.accuracy_score(truth, predicted))
         assert figures["macro"]["f1"] == pytest.approx(metrics.f1_score(truth, predicted, average="macro"))
+
+
+def test_the_figures_are_those_of_the_runs_own_evaluation(exported, tmp_path):
+    file = exported["classify"].parents[1] / "classify/dev.tsv"
+    figures, _ = evaluated(exported["classify"], file, tmp_path)
+    history = [json.loads(line) for line in (exported["classify"] / "history.jsonl").read_text().splitlines()]
+    (own,) = (entry for entry in history if figures["model"].endswith(f"step {entry['step']}"))
+    assert figures["accuracy"] == pytest.approx(own["cls_accuracy"])
+    assert figures["macro"]["f1"] == pytest.approx(own["macro_f1"])
+    assert figures["calibration"]["log_loss"] == pytest.approx(own["loss"], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_entities_of_a_run_and_its_export_have_the_figures_of_its_own_evaluation(exported, tmp_path):
+    sentences = [["Mia", "B-PER", "left", "O", "St.", "B-LOC", "Ives", "I-LOC", "on", "O", "U.S.", "B-LOC", "mat", "O"]]
+    sentences += [["the", "O", "cat", "B-PER", "sat", "I-PER", "on", "O", "Oslo.", "B-LOC"]]
+    blocks = ["\n".join(f"{w}\t{t}" for w, t in zip(s[::2], s[1::2], strict=True)) for s in sentences * 8]
+    (tmp_path / "data").mkdir()
+    for split in ("train", "dev"):
+        (tmp_path / f"data/{split}.tsv").write_text("\n\n".join(blocks) + "\n")
+    run = tmp_path / "run"
+    flags = [f"--data_dir={tmp_path}/data", f"--model_dir={run}", f"--init_checkpoint={exported['pretrain']}"]
+    flags += ["--train_steps=8", "--batch_size=4", "--seq_length=16", "--learning_rate=0.01"]
+    flags += ["--params_override=runtime.enable_xla=false,runtime.mixed_precision_dtype=float32"]
+    train.main(["--experiment=tag", *flags])
+    export.main([f"--model_dir={run}", f"--export_dir={tmp_path}/served"])
+
+    figures, _ = evaluated(run, tmp_path / "data/dev.tsv", tmp_path)
+    assert_same_figures(figures, evaluated(tmp_path / "served", tmp_path / "data/dev.tsv", tmp_path)[0])
+    history = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+    (own,) = (entry for entry in history if figures["model"].endswith(f"step {entry['step']}"))
+    assert figures["accuracy"] == pytest.approx(own["accuracy"])
+    for name in ("precision", "recall", "f1"):
+        assert figures["micro"][name] == pytest.approx(own[name])
+    for kind in ("LOC", "PER"):
+        assert figures["entities"][kind]["f1"] == pytest.approx(own[f"f1/{kind}"])
+    assert figures["not_matched"] == 0
+    assert figures["words"] + figures["cut_off"] == 8 * (11 + 6)
 
 
 # === Parts ===

@@ -359,6 +359,9 @@ def test_fields_that_csv_cannot_have_are_refused(exported, tmp_path):
         predict.main([f"--model={exported['classify_export']}", f"--input={file}", f"--output={tmp_path}/out.csv"])
     assert not (tmp_path / "out.csv").exists()
     assert predict_file(exported, tmp_path, file)[-1]["late"] == 1
+    file.write_text("\n".join(map(json.dumps, [*rows[:-1], dict(text="the dog", prediction=1)])))
+    with pytest.raises(UserError, match="'prediction'"):
+        predict_file(exported, tmp_path, file)
 
 
 def test_texts_may_go_to_a_file(exported, tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """Question answering: SQuAD's files, windows, spans and scores, and a model that memorises eight answers."""
 
+import gzip
 import importlib
 import json
 import unicodedata
@@ -469,7 +470,7 @@ def test_settings_that_cannot_be_are_refused(run, more, message):
 
 
 def test_data_must_be_named(words):
-    with pytest.raises(UserError, match="no questions: give data_dir, with train.json and dev.json"):
+    with pytest.raises(UserError, match="no questions: give data_dir, with train.json"):
         settings.resolve("shatter/answer", params_override=f"task.train_data.vocab_file={words}")
 
 
@@ -553,3 +554,25 @@ def test_it_begins_with_a_pretrained_encoder(pretrain, write, tmp_path, capsys):
     assert "new: 2 variables" in capsys.readouterr().out
     for a, b in zip(source.encoder_network.weights, model.checkpoint_items["encoder"].weights, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_questions_are_held_out_where_there_is_no_other_file(tmp_path, vocab_file):
+    paragraphs = [
+        dict(
+            context=f"the cat sat {i}",
+            qas=[dict(id=f"{i}-{j}", question="the cat", answers=[dict(text="sat", answer_start=8)]) for j in range(2)],
+        )
+        for i in range(20)
+    ]
+    content = json.dumps(dict(data=[dict(paragraphs=paragraphs)]))
+    (tmp_path / "train.json.gz").write_bytes(gzip.compress(content.encode()))
+    override = f"task.train_data.vocab_file={vocab_file},{tiny_override()},task.train_data.seq_length=32"
+    override += ",task.train_data.max_query_length=8,task.max_answer_length=8,trainer.train_steps=1"
+    run = settings.resolve("shatter/answer", data_dir=str(tmp_path), params_override=override)
+    train, held_out = run.data.train, run.data.validation
+    assert (len(train), len(held_out)) == (36, 4)
+    assert not {question.context for question in train.questions} & {
+        question.context for question in held_out.questions
+    }
+    assert load_squad(run.params.task.validation_data).questions == held_out.questions
+    assert "held out" in run.data.notes[0]

@@ -409,15 +409,18 @@ class LabelledDataLoader:
         """
         params = self.params
         labels = tf.constant(self.label_ids)
-        length = params.seq_length * (params.max_windows if params.in_windows else 1)
+        lengths = padded_lengths(self.lengths, params)
+        length = max(params.seq_length, int(lengths.max()))
 
         def encode(rows, length=length):
             encoded = encode_segments(self.tokenizer, [tf.gather(s, rows) for s in self.segments], params)
             return dict(self.tokenizer.pad(encoded, length), label_ids=tf.gather(labels, rows))
 
         on_tpus = isinstance(tf.distribute.get_strategy(), tf.distribute.TPUStrategy)  # which take one length only
-        lengths = padded_lengths(self.lengths, params) if params.length_buckets and not on_tpus else None
-        return batches_of_rows(len(self.label_ids), encode, params, input_context, start_step, lengths)
+        in_buckets = params.length_buckets and not on_tpus
+        return batches_of_rows(
+            len(self.label_ids), encode, params, input_context, start_step, lengths if in_buckets else None
+        )
 
     @property
     def lengths(self) -> np.ndarray:

@@ -19,12 +19,13 @@ import tensorflow as tf
 from official.nlp.data import data_loader_factory
 from official.nlp.tools import squad_evaluate_v1_1, squad_evaluate_v2_0
 
+from shatter_tf.data import labelled, streams
 from shatter_tf.data.batches import TextDataConfig, batches_of_rows
 from shatter_tf.data.labelled import open_tfds
 from shatter_tf.data.text import whole_characters
 from shatter_tf.data.tokenizer import Tokenizer
 from shatter_tf.data.vocabulary import read_vocabulary
-from shatter_tf.errors import UserError
+from shatter_tf.errors import UserError, argument
 
 # One answer in this many may be misplaced. Public files have a few; more mean that offsets are counted in another way.
 _MOST_MISPLACED = 100
@@ -42,11 +43,13 @@ class QuestionAnsweringDataConfig(TextDataConfig):
         `tfds_data_dir`) set: squad/v1.1, squad/v2.0, or what has their features.
       is_training: windows shuffled, endlessly; or in order, once.
       seq_length: tokens of [CLS] question [SEP] window [SEP]; shorter ones are padded.
+      share: which of the questions are meant: all, held_out, those of a tenth of the contexts, or not_held_out.
       doc_stride: tokens from the beginning of one window to that of the next; at most a window's length counts.
       max_query_length: longest question in tokens; longer ones are cut.
     """
 
     seq_length: int = 384
+    share: str = labelled.ALL
     doc_stride: int = 128
     max_query_length: int = 64
 
@@ -115,23 +118,17 @@ def read_squad(path: str) -> Squad:
         file that is missing, not JSON or without questions.
     """
     try:
-        with tf.io.gfile.GFile(path, "rb") as f:
-            data = f.read()
-        content = json.loads(data.decode("utf-8-sig"))
-    except tf.errors.OpError as error:
-        raise UserError(f"{path}: no such file, or it cannot be read") from error
-    except UnicodeDecodeError as error:
-        where = len(data) - len(error.object) + error.start  # a byte order mark is no part of the object
-        raise UserError(f"{path}: invalid UTF-8 at byte {where}") from error
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error})") from error
+        content = json.loads("\n".join(streams.read_lines(path)))
+    except (ValueError, RecursionError) as error:
+        raise error if isinstance(error, UserError) else UserError(f"{path}: not JSON ({error})") from error
     return _squad(content, path)
 
 
 def load_squad(params: QuestionAnsweringDataConfig) -> Squad:
     """Returns what the file or the TensorFlow Datasets split that a config names holds; raises UserError."""
     if not params.tfds_name:
-        return read_squad(params.input_path)
+        squad = read_squad(params.input_path)
+        return squad if params.share == labelled.ALL else hold_out(squad)[params.share == labelled.HELD_OUT]
     source = f"tfds_name={params.tfds_name}, tfds_split={params.tfds_split}"
     dataset, info = open_tfds(params)
     if not {"id", "context", "question", "answers"} <= set(info.features):
@@ -145,6 +142,23 @@ def load_squad(params: QuestionAnsweringDataConfig) -> Squad:
         asked.setdefault(example["context"].decode("utf-8", "replace"), []).append(qa)
     paragraphs = [dict(context=context, qas=qas) for context, qas in asked.items()]
     return _squad(dict(data=[dict(paragraphs=paragraphs)]), source)
+
+
+def hold_out(squad: Squad) -> tuple[Squad, Squad]:
+    """Returns the questions to train on, and those to validate on: of a tenth of the contexts, chosen by their hash.
+
+    Raises:
+      UserError: when that leaves none for one of them.
+    """
+    rows = [labelled.Row((context,), str(i), squad.path) for i, context in enumerate(squad.contexts)]
+    parts = []
+    for part in labelled.hold_out(rows):
+        numbers = {int(row.label) for row in part}
+        questions = [question for question in squad.questions if question.context in numbers]
+        if not questions:
+            raise UserError(f"{squad.path}: too few contexts to hold some out; give {argument('dev_file')}")
+        parts.append(dataclasses.replace(squad, questions=questions))
+    return parts[0], parts[1]
 
 
 def _squad(content, path: str) -> Squad:

@@ -50,7 +50,7 @@ def writing(path: str, columns: Sequence[str], is_table: bool = True) -> Iterato
             tf.io.gfile.makedirs(os.path.dirname(path) or ".")
             file = tf.io.gfile.GFile(incomplete, "w")
             file.write("")  # opens it
-        lines = _Lines(file, columns, is_table) if path.endswith(".jsonl") else _Cells(file, path, columns)
+        lines = _Lines(file, path, columns, is_table) if path.endswith(".jsonl") else _Cells(file, path, columns)
 
         def write(values: dict[str, Any], prediction: Optional[dict[str, Any]]) -> None:
             with _errors(path):
@@ -118,11 +118,17 @@ def _prefix(number: int) -> str:
 class _Lines:
     """A file of JSON Lines."""
 
-    def __init__(self, file, columns: Sequence[str], is_table: bool):
+    def __init__(self, file, path: str, columns: Sequence[str], is_table: bool):
         self._file = file
+        self._path = path
         self._key = key_of(columns, is_table)
 
     def write(self, values: dict[str, Any], prediction: Optional[dict[str, Any]]) -> None:
+        if self._key in values:
+            raise UserError(
+                f"{argument('output')}={self._path}: a row has a field {self._key!r} that the first rows lack; rename "
+                "it"
+            )
         self._file.write(json_line(values, prediction, self._key) + "\n")
 
     def finish(self) -> None:

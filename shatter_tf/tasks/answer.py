@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import os
 
 import numpy as np
 import tensorflow as tf
@@ -13,11 +12,13 @@ from official.modeling import hyperparams
 from official.nlp.modeling import models
 
 from shatter_tf.console import notice
+from shatter_tf.data import labelled
 from shatter_tf.data.question_answering import (
     QuestionAnsweringDataConfig,
     QuestionAnsweringDataLoader,
     answer_scores,
     best_spans,
+    hold_out,
     lay_out,
     load_squad,
     windows,
@@ -80,21 +81,28 @@ class QuestionAnsweringConfig(FineTuning, cfg.TaskConfig):
     def open_data(self, data_dir, pretrained):
         config = self.replace()
         choose_tfds_splits(config, data_dir)
+        labelled.choose_files(config.train_data, config.validation_data, data_dir, (".json",))
 
-        def load(data, file):
-            data.input_path = data.input_path or (os.path.join(data_dir, file) if data_dir else "")
+        def load(data):
             if not data.tfds_name and not data.input_path:
                 raise UserError(
-                    f"no questions: give {argument('data_dir')}, with train.json and dev.json in SQuAD's format, or "
-                    "task.train_data.tfds_name, squad/v1.1 or squad/v2.0"
+                    f"no questions: give {argument('data_dir')}, with train.json in SQuAD's format, or "
+                    f"{argument('train_file')}, or task.train_data.tfds_name, squad/v1.1 or squad/v2.0"
                 )
             return load_squad(data)
 
-        vocabulary, train, validation = all_of(
-            functools.partial(known_vocabulary, config.train_data, pretrained),
-            lambda: load(config.train_data, "train.json"),
-            lambda: load(config.validation_data, "dev.json"),
+        def load_both():
+            train, validation = config.train_data, config.validation_data
+            if validation.share == labelled.HELD_OUT and validation.input_path:  # one file, read once
+                return hold_out(load(train.replace(share=labelled.ALL)))
+            return all_of(lambda: load(train), lambda: load(validation))
+
+        vocabulary, (train, validation) = all_of(
+            functools.partial(known_vocabulary, config.train_data, pretrained), load_both
         )
+        notes = []
+        if config.validation_data.share == labelled.HELD_OUT:
+            notes.append("no dev file: questions of a tenth of the contexts are held out, chosen by a hash of these")
         for squad in (train, validation):
             if squad.misplaced:
                 notice(
@@ -105,7 +113,7 @@ class QuestionAnsweringConfig(FineTuning, cfg.TaskConfig):
         lower_case = config.train_data.lower_case
         questions = [question.text for question in train.questions]
         vocabulary = vocabulary or vocabulary_of([*train.contexts, *questions], lower_case)
-        opened = Data(train, validation, vocabulary, lower_case)
+        opened = Data(train, validation, vocabulary, lower_case, notes=notes)
         config.version_2_with_negative = train.some_unanswerable
         if validation.some_unanswerable and not config.version_2_with_negative:
             opened.problems.append(
@@ -116,7 +124,7 @@ class QuestionAnsweringConfig(FineTuning, cfg.TaskConfig):
 
     def report(self, data):
         report = Report()
-        report.add_rows(len(data.train), len(data.validation), "questions", [])
+        report.add_rows(len(data.train), len(data.validation), "questions", data.notes)
         unanswerable = sum(not question.answers for question in data.train.questions)
         report.facts["contexts"] = len(data.train.contexts)
         report.facts["unanswerable"] = unanswerable

@@ -88,7 +88,7 @@ def fine_tuning(task, rows: int) -> Recipe:
 def _whole_texts(task) -> Recipe:
     """Yields settings with which texts are read whole, and short ones do not pay for long ones, where that can be."""
     encoder = task.model.encoder.get()
-    reads_mean = task.model.use_encoder_pooler and encoder.pooling == "mean"
+    reads_mean = task.model.use_encoder_pooler and encoder.pooling == "mean" and not task.pairs
     if task.train_data.seq_length > encoder.longest_dynamic:
         return
     yield "task.train_data.long_text", "windows" if reads_mean else "head"

@@ -1,5 +1,6 @@
 """What `shatter evaluate` does: a run or an export answers every row of a labelled file, and is judged."""
 
+import contextlib
 import json
 import os
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ import tensorflow as tf
 
 from shatter_tf.checkpoints import checkpoint_step, while_training
 from shatter_tf.console import say
+from shatter_tf.data import tables
 from shatter_tf.errors import UserError, argument
 from shatter_tf.files import write_whole
 from shatter_tf.measuring.evaluation import answers, labels, numbers, tags  # noqa: F401  they register kinds
@@ -85,9 +87,21 @@ def _open(path: str, source: Source, trust: bool) -> tuple[Model, str, Source]:
 
 
 def _as_in_training(run: run_dir.Run, source: Source) -> Source:
-    """Returns a file with the separator of labels that the training data has, unless another is given."""
-    separator = source.label_separator or getattr(run.params.task.train_data, "label_separator", "")
-    return Source(source.path, source.text_fields, source.label_field, separator)
+    """Returns a file whose columns are understood as those of the training data, where it has them, unless told."""
+    train = run.params.task.train_data
+    text_fields, label_field, separator = (
+        getattr(train, name, "") for name in ("text_fields", "label_field", "label_separator")
+    )
+    names: Sequence[str] = ()
+    if text_fields or label_field:
+        with contextlib.suppress(UserError):  # not a table, or one that `Kind.read` refuses
+            names = tables.read_table(source.path, [*text_fields, *label_field.split(",")]).columns
+    return Source(
+        source.path,
+        source.text_fields or (list(text_fields) if {*text_fields} <= {*names} else ()),
+        source.label_field or (label_field if {*label_field.split(",")} <= {*names} else ""),
+        source.label_separator or separator,
+    )
 
 
 def _kind_of(model: Model, path: str) -> Kind:
