@@ -29,7 +29,7 @@ _ERROR = 2
 
 
 # What pip calls a library that only some commands need.
-_EXTRAS = {"apache_beam": "beam", "pyarrow": "parquet", "onnx": "onnx", "onnxruntime": "onnx", "tf2onnx": "onnx"}
+_EXTRAS = {"apache_beam": "beam", "onnx": "onnx", "onnxruntime": "onnx", "tf2onnx": "onnx"}
 
 
 class _Parser(argparse.ArgumentParser):
