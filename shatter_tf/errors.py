@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -77,7 +78,7 @@ def first_line(error: BaseException) -> str:
     'no space'
     """
     lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith(_WHERE_IN_A_GRAPH)]
-    return lines[0].strip() if lines else type(error).__name__
+    return re.sub(r"^\{\{function_node .*?\}\} *", "", lines[0].strip()) if lines else type(error).__name__
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -314,6 +314,17 @@ def test_classification(follow):
 
 
 @pytest.mark.slow
+def test_evaluation(follow):
+    outputs = follow("docs/tasks/evaluate.md", "runs/classify")
+    (report,) = (output for command, output in outputs.items() if "evaluate" in command)
+    assert "accuracy" in report
+    assert "calibration error" in report
+    assert json.loads(pathlib.Path("figures.json").read_text())["rows"] == 80
+    assert pathlib.Path("pictures/test/confusion.png").stat().st_size > 10_000
+    assert len(pathlib.Path("predicted.jsonl").read_text().splitlines()) == 80
+
+
+@pytest.mark.slow
 def test_regression(follow):
     outputs = follow("docs/tasks/regress.md", "runs/pretrain")
     assert [set(answer) for answer in answers(outputs, "served/regress")] == [{"text", "score"}] * 2

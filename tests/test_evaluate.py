@@ -5,8 +5,10 @@ import json
 import shutil
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import tensorflow as tf
+from pyarrow import parquet
 from scipy import special, stats
 from seqeval import metrics as of_entities
 from sklearn import metrics
@@ -114,6 +116,20 @@ def test_columns_are_those_of_training_unless_told(exported, tmp_path):
         assert_same_figures(figures, expected)
     (tmp_path / "b.csv").write_text("text,label\nthe cat,thing\n")
     assert evaluated(tmp_path / "run", tmp_path / "b.csv", tmp_path)[0]["rows"] == 1
+
+
+def test_labels_that_are_numbers_mean_what_the_file_says_or_else_the_models(exported, tmp_path):
+    names = dict(info=dict(features=dict(label=dict(names=["thing", *LABELS[::-2]], _type="ClassLabel"))))
+    table = pa.Table.from_pylist([dict(text=f"the cat {i}", label=0) for i in range(5)])
+    file = tmp_path / "a.parquet"
+    parquet.write_table(table, file)
+    assert evaluated(exported["classify"], file, tmp_path)[0]["labels"]["animal"]["rows"] == 5
+    parquet.write_table(table.replace_schema_metadata({"huggingface": json.dumps(names)}), file)
+    assert evaluated(exported["classify"], file, tmp_path)[0]["labels"]["thing"]["rows"] == 5
+    (tmp_path / "a.csv").write_text("text,label\n" + "the cat,1\n" * 5)
+    assert evaluated(exported["classify"], tmp_path / "a.csv", tmp_path)[0]["labels"]["thing"]["rows"] == 5
+    (tmp_path / "labels.txt").write_text("thing\nanimal\n")
+    assert evaluated(exported["classify"], tmp_path / "a.csv", tmp_path)[0]["labels"]["animal"]["rows"] == 5
 
 
 def test_numbers_are_judged_as_scipy_and_scikit_learn_do(exported, tmp_path):

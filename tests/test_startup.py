@@ -41,6 +41,13 @@ def test_predict_needs_tensorflow_only(exported):
 
 
 @pytest.mark.slow
+def test_neither_does_predicting_a_file(exported, tmp_path):
+    (tmp_path / "texts.csv").write_text("text\nthe cat sat\n")
+    imported = modules("predict", f"--model={exported['classify_export']}", f"--input={tmp_path}/texts.csv")
+    assert imported & {*NEVER, "official", "tf_keras", "tensorflow_text", "tensorflow_datasets", "sklearn"} == set()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["pretrain", "classify"])
 def test_training_needs_no_library_of_metrics(exported, tmp_path, name):
     base = exported[name].parents[1]
@@ -60,7 +67,9 @@ def test_training_needs_no_library_of_metrics(exported, tmp_path, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", ["prepare", "train", "export", "predict", "visualize", "compare", "benchmark"])
+@pytest.mark.parametrize(
+    "command", ["prepare", "train", "export", "predict", "evaluate", "visualize", "compare", "benchmark"]
+)
 def test_help_needs_no_library(command):
     program = HELP.format(command=command)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

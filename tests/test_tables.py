@@ -112,6 +112,8 @@ def test_records_of_any_format(read, tmp_path):
         ("train.ndjson.gz", gzip_text(lines)),
         ("train.parquet", of_parquet.getvalue()),
         ("train.csv", of_parquet.getvalue()),
+        ("train.tsv", lines),
+        ("train.csv", json.dumps(records, indent=2)),
         ("train.parquet.gz", gzip.compress(of_parquet.getvalue())),
         ("train.arrow", of_arrow.getvalue()),
     ):

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 from shatter_tf.data.names import IDS, LABELS, PAIRS, TEXTS, fold
 from shatter_tf.data.records import Record
+from shatter_tf.data.streams import whole_characters
 from shatter_tf.data.tables import Table, is_number
-from shatter_tf.data.text import whole_characters
 from shatter_tf.errors import UserError, argument, nearest
 
 

@@ -1,7 +1,9 @@
 """Rows of cells from CSV and TSV files, whichever delimiter and quotes they use."""
 
+import contextlib
 import csv
 import itertools
+import json
 from collections.abc import Collection, Iterable, Iterator
 from typing import NamedTuple, Optional
 
@@ -12,6 +14,8 @@ EXTENSIONS = (".tsv", ".tab", ".csv")
 
 _DELIMITERS = {"\t": "tabs", ",": "commas", ";": "semicolons", "|": "bars"}
 _SAMPLE = 200  # rows that tell the quotes
+
+JSON = b"{"  # what `streams.NotText` has for it
 
 Row = tuple[int, list[str]]  # the line on which it begins, counted from 1, and its cells
 
@@ -42,6 +46,8 @@ def read_delimited(path: str, names: Collection[str]) -> tuple[list[Row], str]:
     """
     csv.field_size_limit(2**31 - 1)  # its default is 131,072 characters
     lines = list(streams.read_lines(path))
+    if _holds_json(lines):
+        raise streams.NotText(f"{path}: this is JSON; its name must end in .jsonl", JSON)
     skipped = 0
     usual = "\t" if streams.plain_name(path).endswith((".tsv", ".tab")) else ","
     delimiters = [usual, *(delimiter for delimiter in _DELIMITERS if delimiter != usual)]
@@ -66,6 +72,16 @@ def read_delimited(path: str, names: Collection[str]) -> tuple[list[Row], str]:
 
     rows = [(line + skipped, cells) for line, cells in _cells(lines, dialect, path) if _has_content(cells)]
     return rows, str(dialect)
+
+
+def _holds_json(lines: list[str]) -> bool:
+    """Returns whether a file begins with a JSON object, or an array of them."""
+    first = next((line.strip() for line in lines if line.strip()), "")
+    if first in ("[", "[{", "{") or first.startswith('[{"'):
+        return True
+    with contextlib.suppress(ValueError, RecursionError):
+        return isinstance(json.loads(first), dict)
+    return False
 
 
 def _dialect(lines: list[str], delimiter: str) -> Optional[_Dialect]:

@@ -12,8 +12,16 @@ import tensorflow as tf
 
 from shatter_tf.data import records
 from shatter_tf.data.names import fold
-from shatter_tf.data.streams import ARROW, PARQUET, beginning, in_pieces, plain_name, read_lines, text_bytes
-from shatter_tf.data.text import whole_characters
+from shatter_tf.data.streams import (
+    ARROW,
+    PARQUET,
+    beginning,
+    in_pieces,
+    plain_name,
+    read_lines,
+    text_bytes,
+    whole_characters,
+)
 from shatter_tf.errors import UserError, argument, first_line, nearest
 from shatter_tf.files import real_path
 

@@ -21,8 +21,7 @@ from shatter_tf.data import tables
 from shatter_tf.data.batches import TextDataConfig, batches_of_rows
 from shatter_tf.data.columns import Columns, choose, text_of
 from shatter_tf.data.records import Record
-from shatter_tf.data.streams import read_lines
-from shatter_tf.data.text import whole_characters
+from shatter_tf.data.streams import read_lines, whole_characters
 from shatter_tf.data.tokenizer import Tokenizer
 from shatter_tf.data.vocabulary import read_vocabulary
 from shatter_tf.errors import UserError, all_of, argument, first_line, nearest

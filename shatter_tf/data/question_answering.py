@@ -22,7 +22,7 @@ from official.nlp.tools import squad_evaluate_v1_1, squad_evaluate_v2_0
 from shatter_tf.data import labelled, streams
 from shatter_tf.data.batches import TextDataConfig, batches_of_rows
 from shatter_tf.data.labelled import open_tfds
-from shatter_tf.data.text import whole_characters
+from shatter_tf.data.streams import whole_characters
 from shatter_tf.data.tokenizer import Tokenizer
 from shatter_tf.data.vocabulary import read_vocabulary
 from shatter_tf.errors import UserError, argument

@@ -244,3 +244,8 @@ def in_pieces(line: str, longest: int) -> Iterator[str]:
         yield line[:cut]
         line = line[cut:]
     yield line
+
+
+def whole_characters(text: str) -> str:
+    """Returns text with "?" for halves of characters (surrogates), which JSON can hold and UTF-8 cannot."""
+    return text.encode("utf-8", "replace").decode()

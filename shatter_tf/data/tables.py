@@ -82,7 +82,7 @@ def read_table(path: str, fields: Sequence[str] = ()) -> Table:
     if not tf.io.gfile.exists(path):
         raise UserError(f"{path}: no such file")
     if records.holds_records(path):
-        return _of_records(path)
+        return _of_records(path, records.read_records(path))
     if not plain_name(path).endswith(delimited.EXTENSIONS):
         packed = ", ".join(PACKED_EXTENSIONS)
         raise UserError(f"{path}: the name must end in {', '.join(EXTENSIONS)}, and may have {packed} after that")
@@ -91,7 +91,9 @@ def read_table(path: str, fields: Sequence[str] = ()) -> Table:
         rows, delimiter = delimited.read_delimited(path, {*KNOWN, *(fold(field) for field in fields)})
     except NotText as error:
         if error.magic in (PARQUET, ARROW):  # whatever its name
-            return _of_records(path)
+            return _of_records(path, records.read_records(path))
+        if error.magic == delimited.JSON:
+            return _of_records(path, records.read_json(path))
         raise
     (line, first), *rest = rows
     has_names = _is_header(path, line, first, rest, fields)
@@ -110,8 +112,7 @@ def read_table(path: str, fields: Sequence[str] = ()) -> Table:
     return Table(path, columns, has_names, found, {}, notes)
 
 
-def _of_records(path: str) -> Table:
-    found = records.read_records(path)
+def _of_records(path: str, found: records.Records) -> Table:
     if not found.fields:
         raise UserError(f"{path}: the file has no rows")
     return Table(path, found.fields, True, found.rows, found.names, [])

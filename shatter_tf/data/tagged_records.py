@@ -12,7 +12,7 @@ from shatter_tf.data.labelled import names_beside
 from shatter_tf.data.names import TEXTS, TOKEN_TAGS, TOKENS
 from shatter_tf.data.records import Record, Records
 from shatter_tf.data.sentences import Sentence, first_known, given, left_out
-from shatter_tf.data.text import whole_characters
+from shatter_tf.data.streams import whole_characters
 from shatter_tf.errors import UserError, argument
 
 # Well-known names, folded; of several, the earliest counts.

@@ -9,11 +9,6 @@ import tensorflow_text as tf_text
 from shatter_tf.data.streams import read_lines as read_lines  # plugins import it from here
 
 
-def whole_characters(text: str) -> str:
-    """Returns text with "?" for halves of characters (surrogates), which JSON can hold and UTF-8 cannot."""
-    return text.encode("utf-8", "replace").decode()
-
-
 def chunks(items: Iterable, length: Callable[[Any], int], limit: int) -> Iterator[list]:
     """Yields items in lists, each of which ends with the item that brings their lengths above `limit` in total.
 

@@ -45,7 +45,7 @@ def read_vocabulary(path: str) -> list[str]:
         raise UserError(f"{path}: no such vocabulary file")
     with tf.io.gfile.GFile(path, "rb") as f:
         try:
-            vocabulary = f.read().decode("utf-8").replace("\r\n", "\n").rstrip("\n").split("\n")
+            vocabulary = f.read().decode("utf-8-sig").replace("\r\n", "\n").rstrip("\n").split("\n")
         except UnicodeDecodeError as error:
             raise UserError(f"{path}: invalid UTF-8 at byte {error.start}") from error
         except tf.errors.OpError as error:

@@ -54,13 +54,13 @@ def load_text_encoder(model_dir: str, seq_length: Optional[int] = None, **kwargs
     return layer
 
 
-def load_model(run: Run, model_dir: str, best: bool = True) -> tuple[tf_keras.Model, str]:
+def load_model(run: Run, model_dir: str, best: bool = True, name: str = "model_dir") -> tuple[tf_keras.Model, str]:
     """Returns a run's model, in float32, with the weights of its best or else newest checkpoint, and that checkpoint.
 
     Raises:
       UserError: when there is no checkpoint, or it does not fit.
     """
-    checkpoint = _checkpoint(model_dir, best)
+    checkpoint = _checkpoint(model_dir, best, name)
     with policy_scope("float32"):
         model = task_factory.get_task(run.params.task).build_model()
     try:
@@ -72,10 +72,10 @@ def load_model(run: Run, model_dir: str, best: bool = True) -> tuple[tf_keras.Mo
     return model, checkpoint
 
 
-def _checkpoint(model_dir: str, best: bool = True) -> str:
+def _checkpoint(model_dir: str, best: bool = True, name: str = "model_dir") -> str:
     checkpoint = (best_checkpoint(model_dir) if best else None) or latest_checkpoint(model_dir)
     if not checkpoint:
-        raise UserError(f"{argument('model_dir')}={model_dir}: no checkpoint there; train it first")
+        raise UserError(f"{argument(name)}={model_dir}: no checkpoint there; train it first")
     return checkpoint
 
 

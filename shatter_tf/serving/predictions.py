@@ -10,7 +10,7 @@ from typing import Any, Optional
 
 import tensorflow as tf
 
-from shatter_tf.data.text import whole_characters
+from shatter_tf.data.streams import whole_characters
 from shatter_tf.errors import UserError, argument, first_line
 from shatter_tf.files import INCOMPLETE, real_path
 

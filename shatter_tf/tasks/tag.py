@@ -189,11 +189,16 @@ class TagTask(BaseTask):
 
         predicted, labels = (aggregated_logs[key] for key in ("predict_class", "label_class"))
         if self._is_iob:
-            names = ("f1", "precision", "recall", "accuracy")
-            scores = {name: getattr(of_entities, f"{name}_score")(labels, predicted) for name in names}
             report = of_entities.classification_report(labels, predicted, output_dict=True, zero_division=0)
+            of_all = report["micro avg"]
             kinds = sorted({tag[2:] for tags in labels for tag in tags if tag != "O"})
-            return scores | {f"f1/{kind}": report[kind]["f1-score"] for kind in kinds}
+            return dict(
+                f1=of_all["f1-score"],
+                precision=of_all["precision"],
+                recall=of_all["recall"],
+                accuracy=of_entities.accuracy_score(labels, predicted),
+                **{f"f1/{kind}": report[kind]["f1-score"] for kind in kinds},
+            )
 
         predicted, labels = np.concatenate(predicted), np.concatenate(labels)
         macro = of_words.f1_score(labels, predicted, average="macro", zero_division=0)

@@ -77,7 +77,7 @@ def _open(path: str, source: Source, trust: bool) -> tuple[Model, str, Source]:
         return open_export(path, trust=trust), latest_version(path), source
 
     run = run_dir.read(path, "model")
-    model, checkpoint = while_training(lambda: load_model(run, path))
+    model, checkpoint = while_training(lambda: load_model(run, path, name="model"))
     servable = build_servable(run, model)
     names = [spec.name for spec in servable.signatures["serving_default"].takes]
     function = servable.functions["serving_default"]

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from shatter_tf.data import labelled, tables
+from shatter_tf.data import labelled, records, tables
 from shatter_tf.data.labelled import Row
 from shatter_tf.errors import UserError, argument
 from shatter_tf.measuring.evaluation.report import Report
@@ -78,8 +78,10 @@ class OfRows(Kind):
     labels: Sequence[str] = ()
 
     def read(self, source):
+        # Labels that are numbers are those of the model, unless the file says what they stand for.
+        labels = () if _has_names(source.path) else self.labels
         rows, columns = labelled.read_rows(
-            source.path, source.text_fields, source.label_field, source.label_separator, self.labels
+            source.path, source.text_fields, source.label_field, source.label_separator, labels
         )
         if len(columns.texts) != len(self.names):
             raise UserError(
@@ -95,3 +97,8 @@ class OfRows(Kind):
     def columns(self, source, rows):
         fields = [*source.text_fields, *source.label_field.split(",")]
         return [record.values for record in tables.read_table(source.path, fields).rows]
+
+
+def _has_names(path: str) -> bool:
+    """Returns whether a file, or one beside it, has names for labels that are numbers."""
+    return bool(labelled.names_beside(path) or (records.holds_records(path) and records.read_records(path).names))
