@@ -51,7 +51,7 @@ def main(argv: list[str]) -> None:
         raise UserError(f"{argument('text_fields')}={args.text_fields}: only {argument('input')} has columns")
 
     if args.input or args.output:
-        with importing():
+        with importing(without="tf_keras"):  # of which TensorFlow makes optimizers known
             from shatter_tf.serving import predict_file, predictor
         fields = [name for name in args.text_fields.split(",") if name]
         texts = args.input or (text.decode("utf-8", "replace") for text in _texts(args.texts, predictor))

@@ -58,7 +58,7 @@ def read_delimited(path: str, names: Collection[str]) -> tuple[list[Row], str]:
     lines = lines[skipped:]
 
     # Which dialects would do, and of several, the one that shows names of columns.
-    fitting = [dialect for delimiter in delimiters if (dialect := _dialect(lines, delimiter))]
+    fitting = [dialect for delimiter in delimiters if (dialect := _dialect(path, lines, delimiter))]
     if not fitting:
         raise UserError(_problem(path, lines, skipped, delimiters, names))
     known = [_count_known(lines, dialect, names) for dialect in fitting]
@@ -84,17 +84,35 @@ def _holds_json(lines: list[str]) -> bool:
     return False
 
 
-def _dialect(lines: list[str], delimiter: str) -> Optional[_Dialect]:
-    """Returns how to read a file at a delimiter so that all rows have equally many cells; None if there is no way."""
+def _dialect(path: str, lines: list[str], delimiter: str) -> Optional[_Dialect]:
+    """Returns how to read a file at a delimiter so that all rows have equally many cells; None if there is no way.
+
+    Raises:
+      UserError: when quotes may be a text's own as well as around several lines.
+    """
     candidates = [_Dialect(delimiter), _Dialect(delimiter, escape="\\")]
     if delimiter == "\t":
         candidates.insert(0, _Dialect(delimiter, quote=""))
     for dialect in candidates:
         if _fits(lines, dialect):
+            if not dialect.quote:
+                _refuse_open_quotes(lines, dialect, path)
             single = dialect._replace(quote="'")
             quoted = dialect.quote == '"' and _has_single_quotes(_beginning(lines, dialect)) and _fits(lines, single)
             return single if quoted else dialect
     return None
+
+
+def _refuse_open_quotes(lines: list[str], dialect: _Dialect, path: str) -> None:
+    """Raises UserError for a file whose lines are rows by themselves, and other ones where quotes join cells."""
+    quoted = dialect._replace(quote='"')
+    rows = list(_cells(lines, dialect, path))
+    opened = [line for line, cells in rows for cell in cells if cell.startswith('"') and not _is_quoted(cell)]
+    if opened and _fits(lines, quoted):
+        raise UserError(
+            f"{path}:{opened[0]}: is this quote around a cell with tabs or line breaks, or part of a text? Write the "
+            "file as JSON Lines, or as CSV with quotes around every text"
+        )
 
 
 def _fits(lines: list[str], dialect: _Dialect) -> bool:

@@ -138,8 +138,9 @@ def _is_header(path: str, line: int, first: list[str], rest: list, fields: Seque
     recurring = len(set(last)) <= len(last) / 2
     is_odd = (all(numbers) and not is_number(first[-1])) or (recurring and is_new[-1])
     if is_odd and all(is_new) and all(_is_name(name) for name in folded):
+        shown = ", ".join(" ".join(cell.split())[:30] for cell in first)
         raise UserError(
-            f"{path}:{line}: is this a header ({', '.join(first)})? If so, give {argument('text_fields')} and "
+            f"{path}:{line}: is this a header ({shown})? If so, give {argument('text_fields')} and "
             f"{argument('label_field')}; if not, put one before it: text{'_a' * (len(first) > 2)}, …, label"
         )
     return False
