@@ -18,8 +18,11 @@ from shatter_tf.training.session import Session
 
 
 def report_data(run: Run) -> None:
-    """Prints what the data is like, unless the run is resumed; raises UserError if training on it is pointless."""
-    report = run.params.task.report(run.data) if is_chief() and not run.before else None
+    """Prints what the data is like, unless the run is resumed; raises UserError if training on it is pointless.
+
+    Every process of a run looks at the data: if it is refused, all end.
+    """
+    report = None if run.before else run.params.task.report(run.data)
     if not report:
         return
     raise_all(report.problems)
