@@ -1,6 +1,7 @@
 """Labelled text: what is read, what is refused with file and line, and the order of batches."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -123,6 +124,23 @@ def test_numbers_that_stand_for_labels(tmp_path):
         rows_of(write(tmp_path, "a.csv", "text,label\na,2\n"))
     with pytest.raises(UserError, match="a.csv:2: the row has no label"):
         rows_of(write(tmp_path, "a.csv", "text,label\na,-1\n"))
+
+
+@pytest.mark.parametrize("names", [["-1", "0", "1"], ["1", "2", "3+"], ["①", "②"]])
+def test_names_that_are_numbers_are_no_ids(tmp_path, names):
+    path = write(tmp_path, "a.csv", "text,label\n" + "".join(f"a text,{name}\n" for name in names[:2]))
+    assert [row.label for row in rows_of(path, labels=names)] == names[:2]
+
+
+def test_a_backslash_is_a_part_of_the_text(tmp_path):
+    path = write(tmp_path, "a.csv", 'text,label\n"he said \\"hi\\" in C:\\new",x\nb,y\n')
+    assert rows_of(path)[0].texts == ('he said "hi" in C:\\new',)
+
+
+def test_a_pipe_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "a.csv")
+    with pytest.raises(UserError, match="a.csv: a pipe"):
+        rows_of(str(tmp_path / "a.csv"))
 
 
 def test_a_tenth_is_held_out_by_the_text():

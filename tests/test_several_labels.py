@@ -131,6 +131,8 @@ def test_the_loss_of_rare_labels(fine_tune, weights, smoothing):
         ("task.class_weights=even", "class_weights=even: use balanced"),
         ("task.class_weights=[1,2,3]", "class_weights=.*give 2 positive numbers"),
         ("task.class_weights=[1,-2]", "class_weights=.*give 2 positive numbers"),
+        ("task.class_weights=[1,a]", "class_weights=.*give 2 positive numbers"),
+        ("task.class_weights=[1,.nan]", "class_weights=.*give 2 positive numbers"),
         ("task.label_smoothing=1", "label_smoothing=1.0 is not in"),
         ("task.metric_type=matthews_corrcoef", "metric_type=matthews_corrcoef: texts have several labels"),
     ],
@@ -138,6 +140,12 @@ def test_the_loss_of_rare_labels(fine_tune, weights, smoothing):
 def test_settings_of_labels_that_cannot_be_are_refused(several, more, message):
     with pytest.raises(UserError, match=message):
         several(more=more)
+
+
+def test_one_label_that_some_rows_have_is_enough(several):
+    assert several([("the cat", ["animal"]), ("the mat", [])] * 4).params.task.model.num_classes == 1
+    with pytest.raises(UserError, match="no row has a label"):
+        several([("the cat", []), ("the mat", [])] * 4)
 
 
 def test_thresholds_are_the_best_for_f1():

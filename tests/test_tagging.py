@@ -602,3 +602,24 @@ def test_commands_pretrain_tag_go_on_and_evaluate(tmp_path, vocab_file, write_co
     train("tag", "whole", tmp_path, settings, pretrained, "--mode=eval")
     assert model_dir.read_metrics(str(tmp_path / "whole")) == pytest.approx(metrics)
     assert checkpoints.best_checkpoint(str(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("Mara B-PER\nis o\n\nOslo B-LOC\n", "a.conll:2: the tag 'o' is neither O nor like B-"),
+        ("O\tshow\nB-LOC\tOslo\n\nO\tthe\n", "a.conll:1: column 1 looks like tags"),
+        ("Mara\tB-PER\tEN\nin\tO\tEN\n", "a.conll:1: column 2 looks like tags"),
+        ("1\tMara\tB-PER\n1\tin\tO\n2\tOslo\tB-LOC\n", "a.conll:1: column 1.*only numbers"),
+    ],
+)
+def test_columns_and_tags_that_are_not_clear_are_refused(tmp_path, content, message):
+    (tmp_path / "a.conll").write_text(content)
+    with pytest.raises(UserError, match=message):
+        tagging.read_sentences(str(tmp_path / "a.conll"))
+
+
+def test_entities_without_types_are_of_one(tmp_path):
+    (tmp_path / "a.conll").write_text("Mara B\nBerg I\nis O\n")
+    (sentence,) = tagging.read_sentences(str(tmp_path / "a.conll")).sentences
+    assert sentence.tags == ["B-ENTITY", "I-ENTITY", "O"]

@@ -50,6 +50,7 @@ def read_columns(path: str, word_field: str, tag_field: str) -> tuple[list[Sente
     tag_name = given(path, [*names, *keys], tag_field, "label_field") if tag_field else _tag_column(names)
     if word_name == tag_name:
         raise UserError(f"{path}: column {tag_name} cannot be both the words and the tags")
+    _refuse_wrong_columns(path, names, blocks, word_name, tag_name)
     notes += [f"words: column {word_name}", f"tags: {'key' if tag_name in keys else 'column'} {tag_name}"]
 
     def tag_of(cells: list[str]) -> str:
@@ -157,6 +158,26 @@ def _are_counted(blocks: list[list[_Row]]) -> bool:
     return any(all(row == [str(i + first) for i in range(len(row))] for row in numbers) for first in (0, 1)) and any(
         len(row) > 1 for row in numbers
     )
+
+
+def _refuse_wrong_columns(
+    path: str, names: Sequence[str], blocks: list[list[_Row]], word_name: str, tag_name: str
+) -> None:
+    """Raises UserError where another column looks like the tags, or words are numbers only."""
+    rows = [row for block in blocks for row in block]
+    columns = {name: [cells[i] for _, cells in rows] for i, name in enumerate(names)}
+    give = f"give {argument('text_fields')} and {argument('label_field')}, names or numbers of columns"
+    if len(rows) > 1 and all(word.isdigit() for word in columns[word_name]):
+        raise UserError(f"{path}:{rows[0][0]}: column {word_name}, taken for the words, has only numbers; {give}")
+    marking = [
+        name
+        for name, tags in columns.items()
+        if {*tags} != {"O"} and all(tag == "O" or entities.is_marked(tag) for tag in tags)
+    ]
+    if marking and tag_name in columns and tag_name not in marking and names != _CONLLU:
+        raise UserError(
+            f"{path}:{rows[0][0]}: column {marking[-1]} looks like tags, but {tag_name} was taken for them; {give}"
+        )
 
 
 def _key_values(cells: list[str]) -> Iterator[tuple[str, str]]:

@@ -23,7 +23,7 @@ Row = tuple[int, list[str]]  # the line on which it begins, counted from 1, and 
 class _Dialect(NamedTuple):
     delimiter: str
     quote: str = '"'
-    escape: Optional[str] = None  # what stands before a quote inside a quoted cell; None where that is doubled
+    has_backslashes: bool = False  # before quotes inside quoted cells, which otherwise are doubled
 
     def __str__(self) -> str:
         quoted = {'"': "", "": "", "'": ", single quotes around texts"}[self.quote]
@@ -90,7 +90,9 @@ def _dialect(path: str, lines: list[str], delimiter: str) -> Optional[_Dialect]:
     Raises:
       UserError: when quotes may be a text's own as well as around several lines.
     """
-    candidates = [_Dialect(delimiter), _Dialect(delimiter, escape="\\")]
+    candidates = [_Dialect(delimiter)]
+    if any('\\"' in line for line in lines):
+        candidates.append(_Dialect(delimiter, has_backslashes=True))
     if delimiter == "\t":
         candidates.insert(0, _Dialect(delimiter, quote=""))
     for dialect in candidates:
@@ -151,13 +153,9 @@ def _cells(lines: list[str], dialect: _Dialect, path: str) -> Iterator[Row]:
     if not dialect.quote:
         yield from _of_plain_lines(lines, dialect.delimiter)
         return
+    doubled = (line.replace('\\"', '""') if dialect.has_backslashes else line for line in lines)
     reader = csv.reader(
-        (line + "\n" for line in lines),
-        delimiter=dialect.delimiter,
-        quotechar=dialect.quote,
-        escapechar=dialect.escape,
-        doublequote=dialect.escape is None,
-        strict=True,
+        (line + "\n" for line in doubled), delimiter=dialect.delimiter, quotechar=dialect.quote, strict=True
     )
     begin = 1
     try:

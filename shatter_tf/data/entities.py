@@ -102,6 +102,11 @@ def is_iob2(tags: Iterable[str]) -> bool:
     return _mark_entities(tags, "BI")
 
 
+def is_marked(tag: str) -> bool:
+    """Returns whether a tag marks entities in one of the schemes that are read: B-X, L-X, U-X and the like."""
+    return _mark_entities([tag], _FIRST + _LATER + _LAST + _ONLY)
+
+
 def _mark_entities(tags: Iterable[str], letters: str) -> bool:
     marked = [tag for tag in tags if tag != _OUTSIDE]
     return bool(marked) and all(tag[:1] in letters and tag[1:2] == "-" and tag[2:] for tag in marked)

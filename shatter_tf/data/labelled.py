@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import math
 import os
+import re
 from collections.abc import Sequence
 from typing import Any, Optional, Union
 
@@ -197,6 +198,10 @@ def _one_label(record: Record, name: str, value: Any, known: Sequence[str]) -> s
     if not (value is None or isinstance(value, (str, int, float))):
         raise UserError(f"{what} is {str(value)[:40]}; expected a string or a number")
     label = "" if value is None else whole_characters(str(value)).strip()
+    if label.startswith(("['", '["')) or label == "[]":
+        raise UserError(
+            f"{what} is {label[:40]}, a list in text; write a|b, and set task.train_data.label_separator='|'"
+        )
     if label.lower() in _MISSING and label not in known:
         is_none = f"is {label}, which stands for none" if label else "is empty"
         raise UserError(f"{what} {is_none}; leave the row out, or give it a label")
@@ -218,8 +223,9 @@ def _name_numbers(rows: list[Row], names: Sequence[str]) -> str:
     Raises:
       UserError: for a number that has no name.
     """
-    are_numbers = all(part.lstrip("-").isdigit() for row in rows for part in parts(row.label))
-    if not are_numbers or all(name.isdigit() for name in names):
+    labels = {part for row in rows for part in parts(row.label)}
+    are_ids = all(re.fullmatch(r"-?[0-9]+", label) for label in labels)
+    if not are_ids or any(re.fullmatch(r"-?[0-9]+", name) for name in names):  # else a name may be meant
         return ""
 
     def name(row: Row, part: str) -> str:

@@ -163,6 +163,8 @@ def _read_dataset(path: str, fields: Optional[list[str]]) -> Records:
             parts = [os.path.join(path, part["filename"]) for part in json.load(file)["_data_files"]]
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path}/{DATASET_FILE}: not as `datasets` writes it ({error!r})") from error
+    if not parts:
+        raise UserError(f"{path}: the dataset has no rows")
     return _read_arrow(path, parts, fields)
 
 
@@ -200,11 +202,18 @@ def _of_batches(
         with _arrow_errors(path):
             for batch in batches([name for name in fields if name in schema.names] if fields else None):
                 for piece in range(0, batch.num_rows, _ROWS):
-                    for values in batch.slice(piece, _ROWS).to_pylist():
+                    for values in _values(batch.slice(piece, _ROWS), f"{path}, after row {number}"):
                         number += 1
                         yield Record(f"{path}, row {number}", values)
 
     return Records(schema.names, rows(), _class_names(schema))
+
+
+def _values(batch: pa.RecordBatch, where: str) -> list[dict[str, Any]]:
+    try:
+        return batch.to_pylist()
+    except Exception as error:  # dates and strings that Python does not have raise many kinds
+        raise UserError(f"{where}: a value cannot be read ({first_line(error)}); leave its column out") from error
 
 
 def _class_names(schema: pa.Schema) -> dict[str, list[str]]:

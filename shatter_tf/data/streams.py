@@ -123,6 +123,8 @@ def opened(path: str) -> Iterator[BinaryIO]:
     Raises:
       UserError: when the file cannot be read or is damaged, also while the stream is read.
     """
+    if "://" not in path and os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
+        raise UserError(f"{path}: a pipe or a device; write it to a file first")
     compression = ""
     try:
         with tf.io.gfile.GFile(path, "rb") as file:

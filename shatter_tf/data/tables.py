@@ -121,6 +121,9 @@ def _of_records(path: str, found: records.Records) -> Table:
 def _is_header(path: str, line: int, first: list[str], rest: list, fields: Sequence[str]) -> bool:
     """Returns whether the first row holds the columns' names; raises UserError where that cannot be told."""
     folded = [fold(cell) for cell in first]
+    repeats = [number for number, cells in rest if cells == first]
+    if repeats and sum(name in KNOWN for name in folded) > 1:
+        raise UserError(f"{path}:{repeats[0]}: repeats the header of line {line}; leave it out")
     expected = [fold(field) for field in fields]
     if any(field in folded for field in expected):
         return True

@@ -106,7 +106,21 @@ def read_sentences(
 
 
 def _convert(sentences: list[Sentence], labels: Sequence[str]) -> list[str]:
-    """Makes tags of entities IOB2, unless `labels` are of another scheme; returns notes on that."""
+    """Makes tags of entities IOB2, unless `labels` are of another scheme; returns notes on that.
+
+    Raises:
+      UserError: for a tag that does not mark entities where others do.
+    """
+    tags = {tag for sentence in sentences for tag in sentence.tags}
+    if tags <= {"B", "I", "O"} and "B" in tags:
+        for sentence in sentences:
+            sentence.tags = [tag if tag == "O" else f"{tag}-ENTITY" for tag in sentence.tags]
+    marked = {tag for tag in tags if entities.is_marked(tag)}
+    odd = tags - marked - {"O", "B", "I"}
+    if marked and odd:
+        place = next(s.place(i) for s in sentences for i, tag in enumerate(s.tags) if tag in odd)
+        raise UserError(f"{place}: the tag {min(odd)!r} is neither O nor like {min(marked)}, as the others are")
+
     converted = entities.to_iob2([sentence.tags for sentence in sentences])
     if not converted.scheme:
         return []

@@ -2,7 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from typing import Union
 
 import numpy as np
@@ -128,7 +129,7 @@ class ClassifyConfig(FineTuning, cfg.TaskConfig):
             if self.metric_type == "accuracy":
                 self.metric_type = "micro_f1"
         known = (label for row in opened.train for label in labelled.parts(row.label))
-        train.labels = label_names(train, opened.train[0].where, known)
+        train.labels = label_names(train, opened.train[0].where, known, least=1 if self.multi_label else 2)
         self.validation_data.labels = train.labels
         targets = []
         for part in (opened.train, opened.validation):
@@ -160,7 +161,7 @@ class ClassifyConfig(FineTuning, cfg.TaskConfig):
         weights = self.class_weights
         if isinstance(weights, str) and weights not in ("", "balanced"):
             found.append(f"class_weights={weights}: use balanced, or a number for each label")
-        if isinstance(weights, (list, tuple)) and labels and (len(weights) != labels or min(weights) <= 0):
+        if isinstance(weights, (list, tuple)) and labels and not _are_weights(weights, labels):
             found.append(f"class_weights={list(weights)}: give {labels} positive numbers, one for each label")
         return found + self._problems_of_windows()
 
@@ -244,8 +245,16 @@ class ClassifyConfig(FineTuning, cfg.TaskConfig):
         return scores(targets, predictions, [self.metric_type])[self.metric_type]
 
 
-def label_names(train: cfg.DataConfig, where: str, labels: Iterable[str]) -> list[str]:
+def _are_weights(weights: Sequence, number: int) -> bool:
+    """Returns whether there is a positive number for each label."""
+    are_numbers = all(isinstance(weight, (int, float)) and 0 < weight < math.inf for weight in weights)
+    return len(weights) == number and are_numbers
+
+
+def label_names(train: cfg.DataConfig, where: str, labels: Iterable[str], least: int = 2) -> list[str]:
     """Returns the label names in the order of their ids: those of the settings, or else the sorted `labels`.
+
+    At least `least` are needed.
 
     Raises:
       UserError: for a name that is not text or occurs twice, or when all rows, which are at `where`, have one label.
@@ -259,7 +268,9 @@ def label_names(train: cfg.DataConfig, where: str, labels: Iterable[str]) -> lis
             raise UserError(f"labels={names}: {name!r} occurs twice")
 
     names = names or sorted(set(labels))
-    if len(names) < 2:
+    if not names:
+        raise UserError(f"{where}: no row has a label; there is nothing to learn")
+    if len(names) < least:
         raise UserError(f"{where}: every row has the label {names[0]!r}; there is nothing to learn")
     return names
 

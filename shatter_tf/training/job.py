@@ -53,10 +53,10 @@ def run(experiment: str, model_dir: str, mode: str, stop: StopRequest, **given) 
         raise UserError(f"{argument('model_dir')}={model_dir}: no checkpoint to evaluate")
     if mode == "train" and resolved.params.trainer.patience:
         raise UserError(f"trainer.patience counts evaluations, and {argument('mode')}=train has none")
-    if mode != "eval":
-        report_data(resolved)
     try:
         strategy = build_strategy(resolved.params.runtime)
+        if mode != "eval":
+            report_data(resolved)
         writes = mode != "eval" and is_chief()
         with run_dir.held_for_training(model_dir) if writes else contextlib.nullcontext():
             build = functools.partial(Session, resolved, model_dir, strategy)
