@@ -7,12 +7,14 @@ the texts that are learned from, given words, and the texts that a served model 
 Tags are IOB2: B-X at the first word of each entity of type X, I-X at its others, O elsewhere.
 """
 
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
+from shatter_tf.data.text import in_graph
 from shatter_tf.errors import UserError
 
 # === Words ===
@@ -67,6 +69,20 @@ def words_of(text: tf.Tensor, at_punctuation: bool) -> Words:
     return Words(of_words(flat), of_words(starts), of_words(starts + lengths))
 
 
+def words_in(texts: Sequence[str]) -> tuple[list[list[bytes]], list[list[int]], list[list[int]]]:
+    """Returns the words of texts, and where they begin and end, as `words_of` does; lists of lists."""
+
+    def parts(text: tf.Tensor):
+        words = words_of(text, at_punctuation=True)
+        return [part.flat_values for part in words], words.words.row_splits
+
+    with in_graph(parts) as run:
+        flat, splits = run(texts)
+    bounds = list(itertools.pairwise(splits))
+    words, starts, ends = ([part[begin:end].tolist() for begin, end in bounds] for part in flat)
+    return words, starts, ends
+
+
 def cut(words: Sequence[str]) -> list[list[str]]:
     """Returns the words that each given word becomes, one or more.
 
@@ -75,8 +91,8 @@ def cut(words: Sequence[str]) -> list[list[str]]:
     [['U', '.', 'S', '.'], ['Oslo']]
     """
     unique, places = np.unique(np.array(words, object), return_inverse=True)
-    found = words_of(tf.constant([word.encode() for word in unique], tf.string), at_punctuation=True).words
-    pieces = [[piece.decode() for piece in row] or [word] for word, row in zip(unique, found.to_list(), strict=True)]
+    found = words_in(unique)[0]
+    pieces = [[piece.decode() for piece in row] or [word] for word, row in zip(unique, found, strict=True)]
     return [pieces[place] for place in places]
 
 

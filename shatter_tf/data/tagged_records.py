@@ -150,9 +150,7 @@ def _of_spans(rows: list[Record], text_field: str, span_field: str) -> tuple[lis
         if not isinstance(text, str) or not text.strip():
             raise UserError(f"{where}: no {text_field} that is a text")
         texts.append(whole_characters(text))
-    words, starts, ends = (
-        part.to_list() for part in entities.words_of(tf.constant(texts, tf.string), at_punctuation=True)
-    )
+    words, starts, ends = entities.words_in(texts)
 
     sentences = []
     problems = []

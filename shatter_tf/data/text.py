@@ -1,6 +1,7 @@
 """Text: strings as a vocabulary and a tokenizer need them, and lists of bounded length."""
 
-from collections.abc import Callable, Iterable, Iterator
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -27,6 +28,24 @@ def chunks(items: Iterable, length: Callable[[Any], int], limit: int) -> Iterato
             total = 0
     if chunk:
         yield chunk
+
+
+@contextlib.contextmanager
+def in_graph(function: Callable[[tf.Tensor], Any]) -> Iterator[Callable[[Sequence[str]], Any]]:
+    """Yields a function of strings that gives the arrays which `function` computes from a tensor of them, [N].
+
+    It does not begin eager execution: after that, TensorFlow refuses to train on several machines together, and data is
+    read before.
+
+    Example:
+    >>> with in_graph(tf.strings.length) as lengths:
+    ...     lengths(["cat", "a"]).tolist()
+    [3, 1]
+    """
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        given = tf.compat.v1.placeholder(tf.string, [None])
+        results = function(given)
+        yield lambda strings: session.run(results, {given: [string.encode() for string in strings]})
 
 
 def normalize_unicode(text: tf.Tensor, lower_case: bool) -> tf.Tensor:

@@ -11,7 +11,7 @@ import tensorflow as tf
 import tensorflow_text as tf_text
 from tokenizers import BertWordPieceTokenizer
 
-from shatter_tf.data.text import chunks, normalize_unicode
+from shatter_tf.data.text import chunks, in_graph, normalize_unicode
 from shatter_tf.errors import UserError, first_line
 
 # The most characters in a trained vocabulary; more if they are needed for this share of the text. Alphabets are small,
@@ -131,14 +131,17 @@ def train_vocabulary(documents: Iterable[str], size: int, lower_case: bool) -> l
         return set(trainer.get_vocab())
 
     # How often each word and each character occurs: less to keep than the text.
-    normalizer = tf_text.FastBertNormalizer(lower_case_nfd_strip_accents=lower_case)
+    def normalized(text: tf.Tensor) -> tf.Tensor:
+        normalizer = tf_text.FastBertNormalizer(lower_case_nfd_strip_accents=lower_case)
+        return normalizer.normalize(normalize_unicode(text, lower_case))
+
     words: collections.Counter[bytes] = collections.Counter()
     counts = np.zeros(sys.maxunicode + 1, np.int64)
-    for chunk in chunks(documents, len, _CHUNK_CHARACTERS):
-        text = normalize_unicode(tf.constant(["\n".join(chunk)]), lower_case)
-        (text,) = normalizer.normalize(text).numpy()
-        counts += np.bincount(np.frombuffer(text.decode().encode("utf-32-le"), np.uint32), minlength=len(counts))
-        words.update(text.split())
+    with in_graph(normalized) as normalize:
+        for chunk in chunks(documents, len, _CHUNK_CHARACTERS):
+            (text,) = normalize(["\n".join(chunk)])
+            counts += np.bincount(np.frombuffer(text.decode().encode("utf-32-le"), np.uint32), minlength=len(counts))
+            words.update(text.split())
 
     # How many characters to keep.
     coverage = np.cumsum(np.sort(counts)[::-1]) / max(counts.sum(), 1)
