@@ -97,9 +97,10 @@ def data_dir(tmp_path, write_corpus, random_documents, vocab_file):
     write_corpus(random_documents(shards=1, per_shard=9))
     answers = [dict(text="mat", answer_start=13)]
     paragraph = dict(context="cat sat on a mat", qas=[dict(id="1", question="where?", answers=answers)])
+    (tmp_path / "answer").mkdir()
     for split in ("train", "dev"):
         (tmp_path / f"{split}.tsv").write_text("the cat\t1\n\nthe dog\t2\n\n" * 4)
-        (tmp_path / f"{split}.json").write_text(json.dumps(dict(data=[dict(paragraphs=[paragraph])])))
+        (tmp_path / f"answer/{split}.json").write_text(json.dumps(dict(data=[dict(paragraphs=[paragraph])])))
     return tmp_path
 
 
@@ -112,6 +113,7 @@ def flags_of(experiment, data_dir, chosen=()):
     else:
         override.append(f"task.train_data.vocab_file={data_dir / 'vocab.txt'}")
     if experiment == "shatter/answer":
+        data_dir = data_dir if (data_dir / "train.json").exists() else data_dir / "answer"
         override.append("task.train_data.max_query_length=4,task.max_answer_length=5")
     return [
         f"--experiment={experiment}",

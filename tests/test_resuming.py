@@ -73,7 +73,7 @@ def test_the_best_checkpoint_is_the_same_after_a_kill(pretrain, tmp_path, monkey
     evaluations(resumed, losses)
     resumed.train(evaluate=True)
     assert checkpoints.best_checkpoint(directory) == f"{directory}/best/ckpt-6"
-    assert resumed._best["step"] == 6
+    assert resumed.best["step"] == 6
     assert [entry["step"] for entry in run_dir.read_history(directory)] == [2, 4, 6, 8]
 
 

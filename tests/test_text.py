@@ -4,12 +4,12 @@ import tensorflow as tf
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shatter_tf.data import text
+from shatter_tf.data import streams, text
 
 
 @given(st.text(st.characters(exclude_categories=())))
 def test_halves_of_characters_become_question_marks_and_nothing_else_changes(string):
-    whole = text.whole_characters(string)
+    whole = streams.whole_characters(string)
     assert len(whole) == len(string)
     assert all(a == b or (0xD800 <= ord(a) < 0xE000 and b == "?") for a, b in zip(string, whole, strict=True))
     whole.encode()
