@@ -174,7 +174,7 @@ def test_two_processes_do_what_one_does_and_only_the_chief_writes(run, fine_tune
     assert_same_losses(said, outputs[0])
     assert len(losses(said)) >= 6
     assert_same_weights(alone, tmp_path / "run")
-    assert {*os.listdir(alone), ".lock"} == {*os.listdir(tmp_path / "run")}
+    assert {*os.listdir(alone), ".lock", "data.json"} == {*os.listdir(tmp_path / "run")}
     expected, metrics = (model_dir.read_metrics(str(path)) for path in (alone, tmp_path / "run"))
     assert metrics.keys() == expected.keys()
     assert len(metrics) > 4
