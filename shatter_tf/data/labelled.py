@@ -414,15 +414,15 @@ class LabelledDataLoader:
         """
         params = self.params
         labels = tf.constant(self.label_ids)
-        lengths = padded_lengths(self.lengths, params)
-        length = max(params.seq_length, int(lengths.max()))
+        on_tpus = isinstance(tf.distribute.get_strategy(), tf.distribute.TPUStrategy)  # which take one length only
+        in_buckets = params.length_buckets and not on_tpus
+        lengths = padded_lengths(self.lengths, params) if in_buckets or params.in_windows else None
+        length = params.seq_length if lengths is None else max(params.seq_length, int(lengths.max()))
 
         def encode(rows, length=length):
             encoded = encode_segments(self.tokenizer, [tf.gather(s, rows) for s in self.segments], params)
             return dict(self.tokenizer.pad(encoded, length), label_ids=tf.gather(labels, rows))
 
-        on_tpus = isinstance(tf.distribute.get_strategy(), tf.distribute.TPUStrategy)  # which take one length only
-        in_buckets = params.length_buckets and not on_tpus
         return batches_of_rows(
             len(self.label_ids), encode, params, input_context, start_step, lengths if in_buckets else None
         )
