@@ -403,14 +403,7 @@ def _of_record(text: str, longest: int) -> Iterator[str]:
 
 def _texts(source: Source) -> Iterator[str]:
     """Yields the texts of records, "" for null."""
-    rows = _read_records(source.path, [source.field]).rows
-    while True:
-        try:
-            where, values = next(rows, ("", None))
-        except UnicodeDecodeError as error:  # of Parquet and Arrow, which do not look at their strings
-            raise UserError(f"{source.path}: invalid UTF-8 in field {source.field!r}; write it anew") from error
-        if values is None:
-            return
+    for where, values in _read_records(source.path, [source.field]).rows:
         try:
             text = values[source.field]
         except KeyError:

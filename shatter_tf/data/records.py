@@ -212,8 +212,19 @@ def _of_batches(
 def _values(batch: pa.RecordBatch, where: str) -> list[dict[str, Any]]:
     try:
         return batch.to_pylist()
-    except Exception as error:  # dates and strings that Python does not have raise many kinds
+    except UnicodeDecodeError as error:  # Arrow and Parquet do not look at their strings
+        raise UserError(f"{where}: invalid UTF-8 in column {_not_utf8(batch)!r}; write it anew") from error
+    except Exception as error:  # dates that Python does not have raise many kinds
         raise UserError(f"{where}: a value cannot be read ({first_line(error)}); leave its column out") from error
+
+
+def _not_utf8(batch: pa.RecordBatch) -> str:
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        try:
+            column.to_pylist()
+        except UnicodeDecodeError:
+            return name
+    raise AssertionError("every column is UTF-8")
 
 
 def _class_names(schema: pa.Schema) -> dict[str, list[str]]:
