@@ -11,6 +11,7 @@ from shatter_tf.errors import UserError, nearest
 # Each command's module, which is imported only to run it.
 COMMANDS = {
     "prepare": "prepare",
+    "convert": "convert",
     "train": "train",
     "export": "export",
     "evaluate": "evaluate",

@@ -102,6 +102,30 @@ def best_checkpoint(model_dir: str) -> Optional[str]:
     return latest_checkpoint(os.path.join(model_dir, BEST_SUBDIR))
 
 
+def best_or_latest_checkpoint(model_dir: str, name: str = "model_dir", best: bool = True) -> str:
+    """Returns the prefix of the best checkpoint, if there is one and it is wanted, or else of the newest one.
+
+    Args:
+      model_dir: the argument `name`.
+
+    Raises:
+      UserError: when there is none.
+    """
+    checkpoint = (best_checkpoint(model_dir) if best else None) or latest_checkpoint(model_dir)
+    if not checkpoint:
+        raise UserError(f"{argument(name)}={model_dir}: no checkpoint there; train it first")
+    return checkpoint
+
+
+def restore_model(model: tf_keras.Model, checkpoint: str) -> None:
+    """Restores a whole model from a checkpoint; raises UserError unless it is the model that was saved."""
+    try:
+        status = tf.train.Checkpoint(model=model).read(checkpoint).expect_partial()
+        status.assert_existing_objects_matched()
+    except (AssertionError, ValueError) as error:
+        raise UserError(f"{checkpoint} does not fit the settings beside it: {first_line(error)}") from error
+
+
 def checkpoint_step(checkpoint: str) -> int:
     """Returns the training step at which `checkpoint` was written."""
     try:
@@ -140,23 +164,30 @@ def count_parameters(variables) -> int:
     return sum(int(variable.shape.num_elements()) for variable in variables)
 
 
-def restore_pretrained(items: dict[str, tf_keras.layers.Layer], init_checkpoint: str, model: tf_keras.Model) -> None:
+def restore_pretrained(
+    items: dict[str, tf_keras.layers.Layer],
+    init_checkpoint: str,
+    model: tf_keras.layers.Layer,
+    name: str = "init_checkpoint",
+) -> None:
     """Restores whole parts of `model` from another run, and prints what was and was not restored.
 
     Args:
       items: parts by their names in checkpoints; those that the checkpoint has are restored.
       init_checkpoint: a model_dir, or the prefix of one checkpoint.
       model: what the parts belong to.
+      name: of the argument that this is, for messages.
 
     Raises:
       UserError: when there is no checkpoint, when it holds none of `items`, or when a part does not fit exactly: a
         variable missing, left over, or of another shape.
     """
-    while_training(lambda: _restore_pretrained(items, init_checkpoint, model))
+    while_training(lambda: _restore_pretrained(items, init_checkpoint, model, argument(name)))
 
 
-def _restore_pretrained(items: dict[str, tf_keras.layers.Layer], init_checkpoint: str, model: tf_keras.Model) -> None:
-    where = argument("init_checkpoint")
+def _restore_pretrained(
+    items: dict[str, tf_keras.layers.Layer], init_checkpoint: str, model: tf_keras.layers.Layer, where: str
+) -> None:
     is_dir = tf.io.gfile.isdir(init_checkpoint)
     checkpoint = latest_checkpoint(init_checkpoint) if is_dir else init_checkpoint
     if not checkpoint or not tf.io.gfile.exists(checkpoint + ".index"):
@@ -167,7 +198,7 @@ def _restore_pretrained(items: dict[str, tf_keras.layers.Layer], init_checkpoint
     names = []
     for name, item in items.items():
         if name in stored:
-            _restore_part(name, item, checkpoint, len(stored[name]))
+            _restore_part(name, item, f"{where}={checkpoint}", checkpoint, len(stored[name]))
             restored.update({variable.ref() for variable in item.variables})
             names.append(name)
     if not restored:
@@ -185,9 +216,9 @@ def _restore_pretrained(items: dict[str, tf_keras.layers.Layer], init_checkpoint
     )
 
 
-def _restore_part(name: str, item: tf_keras.layers.Layer, checkpoint: str, stored: int) -> None:
+def _restore_part(name: str, item: tf_keras.layers.Layer, where: str, checkpoint: str, stored: int) -> None:
     """Restores one part, of which the checkpoint has `stored` variables; raises UserError unless all of them fit."""
-    where = f"{argument('init_checkpoint')}={checkpoint}: its {name}"
+    where = f"{where}: its {name}"
     try:
         status = tf.train.Checkpoint(**{name: item}).read(checkpoint).expect_partial()
         status.assert_existing_objects_matched()

@@ -5,12 +5,14 @@
   shatter predict --model=served/labels --input=reviews.csv --output=predicted.csv
   shatter predict --model=served/encoder --signature=fill_mask 'The cat sat on the [MASK].'
   shatter predict --model=served/labels --signature=embed < texts.txt
+  shatter predict --model=served/labels --signature=embed --input=texts.txt --output=vectors.npy
 
 Texts are arguments, or lines of standard input; the two texts of a pair, or a question and its context, are separated
 by a tab. A model of single texts treats tabs as white space.
 
 --input is a table of any format (CSV, TSV, JSON, Parquet, Arrow, what `datasets` saved), or a file with a text on each
-line. --output is JSON Lines (.jsonl), CSV or TSV: the columns of each row, and its prediction.
+line. --output is JSON Lines (.jsonl), CSV or TSV: the columns of each row, and its prediction. For embed it may also be
+an array of the rows' vectors, float32 [rows, dimensions], that numpy.load reads (.npy).
 """
 
 import argparse
@@ -27,7 +29,9 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--model", required=True, metavar="DIR", help="made by `shatter export`")
     parser.add_argument("--signature", default="serving_default", metavar="NAME", help="[serving_default]")
     parser.add_argument("--input", metavar="FILE", help="a table, or a text on each line")
-    parser.add_argument("--output", metavar="FILE", help="gets the predictions, .jsonl, .csv or .tsv [standard output]")
+    parser.add_argument(
+        "--output", metavar="FILE", help="gets the predictions: .jsonl, .csv, .tsv, or .npy [standard output]"
+    )
     parser.add_argument(
         "--text_fields",
         default="",

@@ -53,7 +53,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
         "--experiment",
         required=True,
         metavar="NAME",
-        help="pretrain, classify, regress, tag or answer, with or without shatter/ before it",
+        help="pretrain, distil, embed, classify, regress, tag or answer, with or without shatter/ before it",
     )
     parser.add_argument("--model_dir", required=True, metavar="DIR", help="where the run lives")
     parser.add_argument("--mode", choices=MODES, default="train_and_eval", help="[train_and_eval]")
@@ -66,6 +66,13 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--label_field", metavar="C", help="column that holds the label")
     parser.add_argument(
         "--init_checkpoint", metavar="DIR", help="model_dir to take vocabulary, encoder and weights from"
+    )
+    parser.add_argument(
+        "--init_teacher", metavar="DIR", help="model_dir of the run to learn from; see docs/tasks/distil.md"
+    )
+    parser.add_argument("--unlabelled_file", metavar="F", help="texts without labels, to learn from the teacher")
+    parser.add_argument(
+        "--cache_teacher", action="store_const", const=True, help="let the teacher read all texts once, before training"
     )
     parser.add_argument(
         "--budget", metavar="T", type=seconds, help="how long to train, such as 60m or 1h30m; sets the steps"

@@ -106,6 +106,17 @@ def test_two_replicas_fine_tune_as_one_does(run, classify):
     assert_same_weights(alone, together)
 
 
+def test_two_replicas_embed_as_one_does(run, fine_tune):
+    """Negatives are from the whole batch, and the evaluation's figures are of all rows."""
+    rows = ["anchor\tpositive", *(f"the {word} {other}\ta {word} sat" for word in WORDS[:10] for other in WORDS[10:12])]
+    resolve = lambda more: fine_tune("shatter/embed", rows, rows[:11], more)  # noqa: E731
+    alone, _ = run("alone", resolve=resolve)
+    together, _ = run("together", cpus=2, resolve=resolve)
+    assert_same_weights(alone, together)
+    expected, metrics = (model_dir.read_metrics(str(path)) for path in (alone, together))
+    assert metrics == pytest.approx(expected, rel=1e-4)
+
+
 @pytest.mark.parametrize(("xla", "cpus"), [("true", 1), pytest.param("false", 2, marks=pytest.mark.slow)])
 def test_accumulated_gradients_are_those_of_the_whole_batch(run, xla, cpus):
     settings = f"runtime.enable_xla={xla},{DROPOUT.replace('0.1', '0.0')}"

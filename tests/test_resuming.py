@@ -295,7 +295,7 @@ def test_checkpoints_that_vanish_again_and_again_are_one_line():
 
 def test_a_checkpoint_that_vanishes_while_it_is_exported(tmp_path, corpus_run, monkeypatch, capsys):
     """Once before it is read, and once before it is described."""
-    find = load._checkpoint
+    find = load.best_or_latest_checkpoint
     read = saved_model.load_model
     found = []
 
@@ -310,7 +310,7 @@ def test_a_checkpoint_that_vanishes_while_it_is_exported(tmp_path, corpus_run, m
         move_on(tmp_path / "run", 5)
         return result
 
-    monkeypatch.setattr(load, "_checkpoint", find_and_vanish)
+    monkeypatch.setattr(load, "best_or_latest_checkpoint", find_and_vanish)
     monkeypatch.setattr(saved_model, "load_model", read_and_vanish)
     lines = saved_model.export(str(tmp_path / "run"), str(tmp_path / "served"))
     assert [os.path.basename(path) for path in found] == ["ckpt-4", "ckpt-5"]

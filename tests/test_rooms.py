@@ -9,7 +9,7 @@ PACKAGE = ROOT / "shatter_tf"
 # A room imports only rooms before it; commands come last.
 ROOMS = (
     *("errors", "plugins", "cluster", "console", "files", "config_files", "checkpoints"),
-    *("layers", "encoders", "data", "tasks", "training", "serving", "measuring"),
+    *("layers", "encoders", "data", "tasks", "training", "serving", "converting", "measuring"),
 )
 FAMILIES = {path.parent.name for path in PACKAGE.glob("encoders/*/__init__.py")}
 

@@ -301,7 +301,14 @@ def device_step(params, mode):
     return function, batch
 
 
-@pytest.mark.parametrize("experiment", ["pretrain", "classify", "regress", "tag"])
+@pytest.fixture
+def embed(fine_tune):
+    """Returns a function that resolves a tiny run of shatter/embed."""
+    rows = ["anchor\tpositive", *(f"the cat {word}\ta dog {word}" for word in WORDS)]
+    return lambda more="": fine_tune("shatter/embed", rows, more=more)
+
+
+@pytest.mark.parametrize("experiment", ["pretrain", "classify", "regress", "tag", "embed"])
 @pytest.mark.parametrize("mode", ["train", "eval"])
 def test_steps_lower_to_static_shapes_on_the_device_alone(request, experiment, mode):
     """What a TPU requires of a step: XLA takes it whole, in bfloat16, with no string, no dynamic shape and no host."""
@@ -362,7 +369,7 @@ def test_experiments_are_registered():
         assert exp_factory.get_exp_config(name).task.model.encoder.type == "shatter"
 
 
-@pytest.mark.parametrize("experiment", ["classify", "tag"])
+@pytest.mark.parametrize("experiment", ["classify", "tag", "embed"])
 def test_fine_tuning_can_start_from_random_weights(pretrain, request, tmp_path, capsys, experiment):
     """Settings and vocabulary come from the pretraining run all the same."""
     task = task_factory.get_task(pretrain().params.task)
@@ -383,4 +390,4 @@ def test_fine_tuning_can_start_from_random_weights(pretrain, request, tmp_path, 
 
 def test_every_fine_tuning_task_can_start_from_random_weights():
     names = {name for name, config in experiments.EXPERIMENTS.items() if hasattr(config(), "restore_weights")}
-    assert names >= {f"shatter/{name}" for name in ("classify", "regress", "tag", "answer")}
+    assert names >= {f"shatter/{name}" for name in ("classify", "regress", "tag", "answer", "embed")}

@@ -8,6 +8,8 @@ import numpy as np
 import tensorflow as tf
 from official.core import config_definitions as cfg
 
+from shatter_tf.data.vocabulary import NORMALIZERS
+
 
 @dataclasses.dataclass
 class TextDataConfig(cfg.DataConfig):
@@ -20,19 +22,24 @@ class TextDataConfig(cfg.DataConfig):
       seq_length: longest input in tokens.
       vocab_file: the vocabulary the encoder was pretrained with.
       lower_case: whether that vocabulary is uncased.
+      normalizer: how text is normalized for it, see `Tokenizer`; a `normalizer.json` beside the vocabulary sets it.
       seed: of the order, and in training of the initial weights, too.
     """
 
     seq_length: int = 128
     vocab_file: str = ""
     lower_case: bool = True
+    normalizer: str = ""
     seed: int = 0
 
     def problems(self) -> list[str]:
         """Returns a line for everything that would fail later."""
+        found = []
         if self.enable_tf_data_service:
-            return ["enable_tf_data_service is for pretraining; leave it out"]
-        return []
+            found.append("enable_tf_data_service is for pretraining; leave it out")
+        if self.normalizer not in NORMALIZERS:
+            found.append(f"normalizer={self.normalizer}: use {', '.join(filter(None, NORMALIZERS))}, or leave it out")
+        return found
 
 
 def order_of_rows(number: int, params: cfg.DataConfig, start_step: int) -> tf.data.Dataset:
@@ -48,7 +55,7 @@ def order_of_rows(number: int, params: cfg.DataConfig, start_step: int) -> tf.da
       start_step: the step that comes first, counted from 0; evaluation has none.
     """
     if not params.is_training:
-        return tf.data.Dataset.from_tensor_slices(_filled_up(tf.range(number, dtype=tf.int64), params))
+        return tf.data.Dataset.from_tensor_slices(_filled_up(tf.constant(rows_in_order(number)), params))
 
     def permutation(epoch):
         rows = tf.random.experimental.stateless_shuffle(tf.range(number, dtype=tf.int64), _seed(params, epoch))
@@ -56,6 +63,11 @@ def order_of_rows(number: int, params: cfg.DataConfig, start_step: int) -> tf.da
 
     epoch, place = divmod(start_step * params.global_batch_size, number)
     return _epochs(epoch).flat_map(permutation).skip(place)
+
+
+def rows_in_order(number: int, buckets: Optional[np.ndarray] = None) -> np.ndarray:
+    """Returns the numbers of all rows in the order of an evaluation, int64 [rows]: the short buckets' first, if any."""
+    return np.arange(number) if buckets is None else np.argsort(buckets, kind="stable").astype(np.int64)
 
 
 def order_in_buckets(buckets: np.ndarray, params: cfg.DataConfig, start_step: int) -> tf.data.Dataset:
@@ -71,7 +83,7 @@ def order_in_buckets(buckets: np.ndarray, params: cfg.DataConfig, start_step: in
     """
     batch_size = params.global_batch_size
     if not params.is_training:
-        order = np.argsort(buckets, kind="stable").astype(np.int64)
+        order = rows_in_order(len(buckets), buckets)
         return tf.data.Dataset.from_tensor_slices(_filled_up(tf.constant(order), params))
     batches = len(buckets) // batch_size
     of_rows = tf.constant(buckets, tf.int32)
@@ -136,6 +148,7 @@ def batches_of_rows(
     input_context: Optional[tf.distribute.InputContext],
     start_step: int,
     lengths: Optional[np.ndarray] = None,
+    numbered: bool = False,
 ) -> tf.data.Dataset:
     """Returns this input pipeline's batches from step `start_step` on, all of one static size.
 
@@ -150,6 +163,8 @@ def batches_of_rows(
       start_step: as for `order_of_rows`.
       lengths: to which each row may be padded, int [rows]; rows of a batch then have about the same, and the batch the
         longest of the global batch's, whatever its share. None if all have L.
+      numbered: whether `encode` also gets, by the name `numbers`, int64 [B], how many rows of all batches came before
+        each: what random numbers may be keyed by.
     """
     if lengths is None:
         rows = order_of_rows(number, params, start_step)
@@ -163,11 +178,14 @@ def batches_of_rows(
             return rows, tf.fill(tf.shape(rows), longest)
 
         pairs = rows.batch(params.global_batch_size, drop_remainder=True).map(with_longest).unbatch()
+    pairs = pairs.enumerate(start_step * params.global_batch_size)
     pairs, batch_size = share_of_batches(pairs, params.global_batch_size, input_context)
 
-    def make(rows, longest):
+    def make(numbers, pair):
+        rows, longest = pair
         given = [tf.maximum(rows, 0)] if lengths is None else [tf.maximum(rows, 0), longest[0]]
-        batch = {key: _of_static_shape(t, batch_size, params, lengths is None) for key, t in encode(*given).items()}
+        encoded = encode(*given, numbers=numbers) if numbered else encode(*given)
+        batch = {key: _of_static_shape(t, batch_size, params, lengths is None) for key, t in encoded.items()}
         return batch if params.is_training else dict(batch, row_weights=tf.cast(rows >= 0, tf.float32))
 
     batches = pairs.batch(batch_size, drop_remainder=True)

@@ -6,6 +6,7 @@ pure function of (data, seed, step).
 """
 
 import dataclasses
+import functools
 import hashlib
 import math
 import os
@@ -19,7 +20,7 @@ from official.core import config_definitions as cfg
 from official.nlp.data import data_loader_factory
 
 from shatter_tf.data import tables
-from shatter_tf.data.batches import TextDataConfig, batches_of_rows
+from shatter_tf.data.batches import TextDataConfig, batches_of_rows, rows_in_order
 from shatter_tf.data.columns import Columns, choose, text_of
 from shatter_tf.data.records import Record
 from shatter_tf.data.streams import read_lines, whole_characters
@@ -398,36 +399,66 @@ class LabelledDataLoader:
     """Batches of labelled text; see the top of this file for their order."""
 
     def __init__(
-        self, params: LabelledDataConfig, rows: Optional[list[Row]] = None, tokenizer: Optional[Tokenizer] = None
+        self,
+        params: LabelledDataConfig,
+        rows: Optional[list[Row]] = None,
+        tokenizer: Optional[Tokenizer] = None,
+        unlabelled: Sequence[Row] = (),
+        taught: Optional[np.ndarray] = None,
     ):
         self.params = params
         rows = rows or load_rows(params)[0]
         self.label_ids = _targets(rows, params)
-        self.tokenizer = tokenizer or Tokenizer(read_vocabulary(params.vocab_file), params.lower_case)
-        self.segments = [self.tokenizer.tokenize_all(column) for column in zip(*(r.texts for r in rows), strict=True)]
+        self._number = len(rows)
+        self._taught = taught
+        self.tokenizer = tokenizer or Tokenizer(
+            read_vocabulary(params.vocab_file), params.lower_case, params.normalizer
+        )
+        texts = [row.texts for row in (*rows, *unlabelled)]
+        self.segments = [self.tokenizer.tokenize_all(column) for column in zip(*texts, strict=True)]
 
     def load(self, input_context: Optional[tf.distribute.InputContext] = None, start_step: int = 0) -> tf.data.Dataset:
         """Returns batches from step `start_step` on, of this input pipeline's share of the global batch.
 
         Each has the encoder's inputs, int32 [B, L], and `label_ids`, int32 [B], for several labels of a text int32
         [B, labels], or float32 [B] where labels are numbers; in evaluation also `row_weights`, see `batches_of_rows`.
+        With a teacher each has `taught`, float32 [B, …], and `has_label`, bool [B].
         """
         params = self.params
-        labels = tf.constant(self.label_ids)
-        on_tpus = isinstance(tf.distribute.get_strategy(), tf.distribute.TPUStrategy)  # which take one length only
-        in_buckets = params.length_buckets and not on_tpus
-        lengths = padded_lengths(self.lengths, params) if in_buckets or params.in_windows else None
+        lengths = self._padded_lengths
         length = params.seq_length if lengths is None else max(params.seq_length, int(lengths.max()))
+        missing = len(self.lengths) - self._number
+        labels = tf.constant(
+            np.concatenate([self.label_ids, np.zeros_like(self.label_ids[:1]).repeat(missing, axis=0)])
+        )
+        taught = None if self._taught is None else tf.constant(self._taught)
 
         def encode(rows, length=length):
             encoded = encode_segments(self.tokenizer, [tf.gather(s, rows) for s in self.segments], params)
-            return dict(self.tokenizer.pad(encoded, length), label_ids=tf.gather(labels, rows))
+            batch = dict(self.tokenizer.pad(encoded, length), label_ids=tf.gather(labels, rows))
+            if taught is None:
+                return batch
+            return dict(batch, taught=tf.gather(taught, rows), has_label=rows < self._number)
 
         return batches_of_rows(
-            len(self.label_ids), encode, params, input_context, start_step, lengths if in_buckets else None
+            len(self.lengths), encode, params, input_context, start_step, lengths if self._in_buckets else None
         )
 
+    def order(self) -> np.ndarray:
+        """Returns the numbers of the rows in the order of an evaluation, int64 [rows]."""
+        return rows_in_order(len(self.lengths), self._padded_lengths if self._in_buckets else None)
+
     @property
+    def _in_buckets(self) -> bool:
+        on_tpus = isinstance(tf.distribute.get_strategy(), tf.distribute.TPUStrategy)  # which take one length only
+        return self.params.length_buckets and not on_tpus
+
+    @property
+    def _padded_lengths(self) -> Optional[np.ndarray]:
+        needed = self._in_buckets or self.params.in_windows
+        return padded_lengths(self.lengths, self.params) if needed else None
+
+    @functools.cached_property
     def lengths(self) -> np.ndarray:
         """The length of each row's input in tokens, int64 [rows]."""
         return encode_segments(self.tokenizer, self.segments, self.params)["input_word_ids"].row_lengths().numpy()

@@ -19,6 +19,20 @@ LABELS = (
 IDS = ("", "index", "idx", "id", "unnamed:_0", "guid", "uid", "uuid", "row", "row_id", "no", "nr", "#", "pairid")
 
 
+# Of texts that belong together, to train embeddings on, beside PAIRS; of several, the earliest counts. They are not
+# among the above, where a title with a text would become a pair of every labelled file that has both.
+TRIPLETS = (
+    *(("anchor", "positive", "negative"), ("query", "positive", "negative"), ("query", "pos", "neg")),
+    *(("question", "positive", "negative"), ("sent0", "sent1", "hard_neg")),
+)
+MATCHES = (
+    *(("anchor", "positive"), ("query", "positive"), ("query", "pos"), ("question", "positive"), ("query", "answer")),
+    *(("query", "text"), ("question", "context"), ("title", "text"), ("title", "body"), ("title", "abstract")),
+    *(("title", "content"), ("sent0", "sent1")),
+)
+# How alike two texts are.
+SCORES = ("score", "similarity", "similarity_score", "relatedness", "relatedness_score", "label", "labels")
+
 # Of tagging: words, and their tags.
 TOKENS = ("tokens", "words", "token", "word", "form", "forms")
 TOKEN_TAGS = (

@@ -426,7 +426,9 @@ class QuestionAnsweringDataLoader:
         self.params = params
         squad = squad or load_squad(params)
         self.questions = [q for q in squad.questions if not params.is_training or q.span or not q.answers]
-        self.tokenizer = tokenizer or Tokenizer(read_vocabulary(params.vocab_file), params.lower_case)
+        self.tokenizer = tokenizer or Tokenizer(
+            read_vocabulary(params.vocab_file), params.lower_case, params.normalizer
+        )
         self._contexts = [context.encode() for context in squad.contexts]
         ids, begins, ends = (
             tf.concat(parts, axis=0)

@@ -17,7 +17,7 @@ import tensorflow as tf
 from official.nlp.data import data_loader_factory
 
 from shatter_tf.data import conll, entities, labelled, records, streams, tagged_records
-from shatter_tf.data.batches import TextDataConfig, batches_of_rows
+from shatter_tf.data.batches import TextDataConfig, batches_of_rows, rows_in_order
 from shatter_tf.data.sentences import Sentence
 from shatter_tf.data.tokenizer import Tokenizer
 from shatter_tf.data.vocabulary import read_vocabulary
@@ -160,6 +160,19 @@ def cut_words(sentences: list[Sentence]) -> list[Sentence]:
     return found
 
 
+def untagged(texts: list[str], params: TaggingDataConfig) -> list[Sentence]:
+    """Returns texts as sentences, each word with the first of the tags, which stands for none.
+
+    Words are what is between spaces, cut around punctuation where those of the other sentences are.
+    """
+    sentences = [Sentence(words, ["O"] * len(words), "") for words in map(str.split, texts) if words]
+    if params.at_punctuation:
+        sentences = cut_words(sentences)
+    for sentence in sentences:
+        sentence.tags = params.labels[:1] * len(sentence.words)
+    return sentences
+
+
 def tag_ids(sentences: list[Sentence], tags: list[str]) -> np.ndarray:
     """Returns the ids of all words' tags, int32 [words]; raises UserError at a tag that is not in `tags`."""
     ids = {tag: i for i, tag in enumerate(tags)}
@@ -182,23 +195,35 @@ class TaggingDataLoader:
         params: TaggingDataConfig,
         sentences: Optional[list[Sentence]] = None,
         tokenizer: Optional[Tokenizer] = None,
+        unlabelled: Sequence[Sentence] = (),
+        taught: Optional[list[np.ndarray]] = None,
     ):
         self.params = params
         sentences = sentences or load_sentences(params)
+        self._number = len(sentences)
+        self._taught = taught
+        sentences = [*sentences, *unlabelled]
         self._tags = tag_ids(sentences, params.labels)
         self._words = np.array([word.encode() for sentence in sentences for word in sentence.words], object)
         self._lengths = [len(sentence.words) for sentence in sentences]
-        self.tokenizer = tokenizer or Tokenizer(read_vocabulary(params.vocab_file), params.lower_case)
+        self.tokenizer = tokenizer or Tokenizer(
+            read_vocabulary(params.vocab_file), params.lower_case, params.normalizer
+        )
 
     def load(self, input_context: Optional[tf.distribute.InputContext] = None, start_step: int = 0) -> tf.data.Dataset:
         """Returns batches from step `start_step` on, of this input pipeline's share of the global batch.
 
         Each has the encoder's inputs, int32 [B, L], and `label_ids`, int32 [B, L]: at each word's first wordpiece the
-        id of its tag, elsewhere NO_TAG; in evaluation also `row_weights`, see `batches_of_rows`.
+        id of its tag, elsewhere NO_TAG; in evaluation also `row_weights`, see `batches_of_rows`. With a teacher each
+        has `taught`, float32 [B, L, labels], its probabilities, where it has any, and `has_label`, bool [B].
         """
         words, tags = (
             tf.RaggedTensor.from_row_lengths(tf.constant(values), self._lengths) for values in (self._words, self._tags)
         )
+
+        taught = None
+        if self._taught is not None:
+            taught = tf.RaggedTensor.from_row_lengths(np.concatenate(self._taught), [len(t) for t in self._taught])
 
         def encode(rows):
             encoded, first = self.tokenizer.encode_words(tf.gather(words, rows), self.params.seq_length)
@@ -207,6 +232,18 @@ class TaggingDataLoader:
             kept = tf.RaggedTensor.from_tensor(tf.gather(tags, rows).to_tensor(), lengths=first.row_lengths())
             places = tf.stack([first.value_rowids(), first.flat_values], axis=1)
             labels = tf.fill(tf.shape(inputs["input_word_ids"]), NO_TAG)
-            return dict(inputs, label_ids=tf.tensor_scatter_nd_update(labels, places, kept.flat_values))
+            batch = dict(inputs, label_ids=tf.tensor_scatter_nd_update(labels, places, kept.flat_values))
+            if taught is None:
+                return batch
+            # Words that the teacher had cut off have zeros.
+            shape = [None, first.bounding_shape(axis=1), len(self.params.labels)]
+            known = tf.gather(taught, rows).to_tensor(shape=shape)
+            known = tf.RaggedTensor.from_tensor(known, lengths=first.row_lengths()).flat_values
+            shape = tf.stack([*tf.unstack(tf.shape(labels, tf.int64)), len(self.params.labels)])
+            return dict(batch, taught=tf.scatter_nd(places, known, shape), has_label=rows < self._number)
 
         return batches_of_rows(len(self._lengths), encode, self.params, input_context, start_step)
+
+    def order(self) -> np.ndarray:
+        """Returns the numbers of the sentences in the order of an evaluation, int64 [sentences]."""
+        return rows_in_order(len(self._lengths))

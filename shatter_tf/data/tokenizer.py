@@ -7,8 +7,9 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_text as tf_text
 
-from shatter_tf.data.text import normalize_unicode
-from shatter_tf.data.vocabulary import MASK, SPECIAL_TOKENS, UNKNOWN, is_ordinary
+from shatter_tf.data.bert_tokenizer import BertWordpieces
+from shatter_tf.data.text import normalize_unicode, offsets_before
+from shatter_tf.data.vocabulary import MASK, SPECIAL_TOKENS, UNKNOWN, check_normalizer, is_ordinary
 
 # A character that Unicode may compose with those before it: marks, and the vowels and final consonants of Hangul.
 COMPOSED_WITH_WHAT_IS_BEFORE = r"[\p{M}\x{1161}-\x{1175}\x{11A8}-\x{11C2}]"
@@ -24,11 +25,16 @@ class Tokenizer(tf.Module):
 
     Text is first normalized to Unicode NFC; with `lower_case`, to NFKC with its case folded (ß becomes ss, ﬁ becomes
     fi), decomposed and without accents, much as for BERT's uncased models. Invalid UTF-8 becomes U+FFFD, so that no
-    request can make a served model fail.
+    request can make a served model fail. A `normalizer` instead gives the ids of Hugging Face's BERT, to the letter.
 
     Args:
       vocabulary: wordpieces in the order of their ids.
       lower_case: whether the vocabulary is uncased.
+      normalizer: "" for the above; "bert" as `tokenizers` does it, without accents if `lower_case`; or
+        "bert_strip_accents" or "bert_keep_accents", whatever the casing.
+
+    Raises:
+      UserError: for another `normalizer`.
 
     Example:
     >>> tokenizer = Tokenizer([*SPECIAL_TOKENS, "shatter", "##ed", "glass"], lower_case=True)
@@ -36,24 +42,23 @@ class Tokenizer(tf.Module):
     [[5, 6, 7], [1]]
     """
 
-    def __init__(self, vocabulary: list[str], lower_case: bool):
+    def __init__(self, vocabulary: list[str], lower_case: bool, normalizer: str = ""):
         super().__init__(name="tokenizer")
+        check_normalizer(normalizer, f"normalizer={normalizer}")
         self._vocabulary = tuple(vocabulary)
         self.vocabulary_size = len(vocabulary)
         self.lower_case = lower_case
         ids = {token: i for i, token in enumerate(vocabulary)}
         self.pad_id, self.unknown_id, self.cls_id, self.sep_id, self.mask_id = (ids[token] for token in SPECIAL_TOKENS)
-        self._wordpiece = tf_text.FastBertTokenizer(
-            vocab=vocabulary,
-            max_bytes_per_word=_WORD_BYTES,
-            token_out_type=tf.int32,
-            unknown_token=UNKNOWN,
-            lower_case_nfd_strip_accents=lower_case,
-        )
+        if normalizer:
+            strip_accents = dict(bert=lower_case, bert_strip_accents=True, bert_keep_accents=False)[normalizer]
+            self._wordpieces = BertWordpieces(vocabulary, lower_case, strip_accents)
+        else:
+            self._wordpieces = _Wordpieces(vocabulary, lower_case)
 
     def tokenize(self, text: tf.Tensor) -> tf.RaggedTensor:
         """Returns the ids of strings [B] as a ragged int32 [B, tokens], without special tokens."""
-        return self._wordpiece.tokenize(normalize_unicode(text, self.lower_case))
+        return self._wordpieces.tokenize(text)
 
     def tokenize_all(self, texts: Sequence[str]) -> tf.RaggedTensor:
         """Returns the tokens of texts as `tokenize` does, on all cores; not for graphs.
@@ -84,19 +89,7 @@ class Tokenizer(tf.Module):
         >>> ids.to_list(), begins.to_list(), ends.to_list()
         ([[5, 6, 7, 6]], [[0, 5, 7, 7]], [[5, 6, 9, 9]])
         """
-        if self.lower_case:
-            ids, begins, ends = self._wordpiece.tokenize_with_offsets(text)
-        else:
-            ids, begins, ends = self._wordpiece.tokenize_with_offsets(tf_text.normalize_utf8(text, "NFC"))
-            begins, ends = _before_nfc(text, begins, ends)
-
-        # Of the pieces of a character only the last has a length; the others take its end, the first beyond their own.
-        # One search serves all strings when their offsets are shifted apart.
-        rows = ends.value_rowids()
-        apart = rows * (tf.reduce_max(tf.concat([[0], ends.flat_values], axis=0)) + 1)
-        last = tf.searchsorted(ends.flat_values + apart, begins.flat_values + apart, side="right", out_type=tf.int64)
-        last = tf.minimum(last, tf.gather(ends.row_limits(), rows) - 1)
-        return ids, begins, ends.with_flat_values(tf.gather(ends.flat_values, last))
+        return self._wordpieces.tokenize_with_offsets(text)
 
     def encode(self, text: tf.Tensor, pair: Optional[tf.Tensor], seq_length: int) -> dict[str, tf.RaggedTensor]:
         """Returns [CLS] text [SEP] or [CLS] text [SEP] pair [SEP], at most `seq_length` ids long.
@@ -247,39 +240,42 @@ class Tokenizer(tf.Module):
         )
 
 
-def _before_nfc(
-    text: tf.Tensor, begins: tf.RaggedTensor, ends: tf.RaggedTensor
-) -> tuple[tf.RaggedTensor, tf.RaggedTensor]:
-    """Converts offsets into the NFC of strings [B] to offsets into the strings themselves, ragged int64.
+class _Wordpieces:
+    """Text to wordpiece ids in our own way; `Tokenizer` says which."""
 
-    A string's NFC is that of its segments, each a character and all that may be composed with it, concatenated, so it
-    is enough to know how long each is before and after. (TensorFlow Text has an operation for that, but TF Serving has
-    it only from 2.20 on.)
-    """
-    characters = tf.strings.unicode_split(text, "UTF-8")
-    rows = characters.value_rowids()
-    flat = characters.flat_values
-    is_first = tf.range(tf.size(flat, out_type=tf.int64)) == tf.gather(characters.row_starts(), rows)
-    is_start = is_first | ~tf.strings.regex_full_match(flat, COMPOSED_WITH_WHAT_IS_BEFORE)
-    number = tf.reduce_sum(tf.cast(is_start, tf.int64))  # of segments
-    segments = tf.strings.unsorted_segment_join(flat, tf.cumsum(tf.cast(is_start, tf.int64)) - 1, number)
+    def __init__(self, vocabulary: list[str], lower_case: bool):
+        self._lower_case = lower_case
+        self._wordpiece = tf_text.FastBertTokenizer(
+            vocab=vocabulary,
+            max_bytes_per_word=_WORD_BYTES,
+            token_out_type=tf.int32,
+            unknown_token=UNKNOWN,
+            lower_case_nfd_strip_accents=lower_case,
+        )
 
-    def end_and_base(segments: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns where segments end when all strings are concatenated, and where strings begin."""
-        lengths = tf.cast(tf.strings.length(segments), tf.int64)
-        of_strings = tf.math.unsorted_segment_sum(lengths, tf.boolean_mask(rows, is_start), characters.nrows())
-        return tf.cumsum(lengths), tf.cumsum(of_strings, exclusive=True)
+    def tokenize(self, text: tf.Tensor) -> tf.RaggedTensor:
+        """Returns the ids of strings [B] as a ragged int32 [B, tokens]."""
+        return self._wordpiece.tokenize(normalize_unicode(text, self._lower_case))
 
-    end, base = end_and_base(segments)
-    nfc_end, nfc_base = end_and_base(tf_text.normalize_utf8(segments, "NFC"))
-    begin = end - tf.cast(tf.strings.length(segments), tf.int64)
+    def tokenize_with_offsets(self, text: tf.Tensor) -> tuple[tf.RaggedTensor, tf.RaggedTensor, tf.RaggedTensor]:
+        """Returns what `Tokenizer.tokenize_with_offsets` does."""
+        if self._lower_case:
+            ids, begins, ends = self._wordpiece.tokenize_with_offsets(text)
+        else:
+            ids, begins, ends = self._wordpiece.tokenize_with_offsets(_nfc(text))
+            begins, ends = offsets_before(_nfc, COMPOSED_WITH_WHAT_IS_BEFORE, text, begins, ends)
 
-    def move(offsets: tf.RaggedTensor, places: tf.Tensor, side: str) -> tf.RaggedTensor:
-        strings = offsets.value_rowids()
-        found = tf.searchsorted(nfc_end, offsets.flat_values + tf.gather(nfc_base, strings), side, tf.int64)
-        return offsets.with_flat_values(tf.gather(places, tf.minimum(found, number - 1)) - tf.gather(base, strings))
+        # Of the pieces of a character only the last has a length; the others take its end, the first beyond their own.
+        # One search serves all strings when their offsets are shifted apart.
+        rows = ends.value_rowids()
+        apart = rows * (tf.reduce_max(tf.concat([[0], ends.flat_values], axis=0)) + 1)
+        last = tf.searchsorted(ends.flat_values + apart, begins.flat_values + apart, side="right", out_type=tf.int64)
+        last = tf.minimum(last, tf.gather(ends.row_limits(), rows) - 1)
+        return ids, begins, ends.with_flat_values(tf.gather(ends.flat_values, last))
 
-    return move(begins, begin, "right"), move(ends, end, "left")
+
+def _nfc(text: tf.Tensor) -> tf.Tensor:
+    return tf_text.normalize_utf8(text, "NFC")
 
 
 def _truncate(tokens: tf.RaggedTensor, limit, head: Optional[int] = None) -> tf.RaggedTensor:

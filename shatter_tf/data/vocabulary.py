@@ -2,6 +2,8 @@
 
 import collections
 import hashlib
+import json
+import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,6 +15,7 @@ from tokenizers import BertWordPieceTokenizer
 
 from shatter_tf.data.text import chunks, in_graph, normalize_unicode
 from shatter_tf.errors import UserError, first_line
+from shatter_tf.files import write_whole
 
 # The most characters in a trained vocabulary; more if they are needed for this share of the text. Alphabets are small,
 # but Chinese has thousands of characters.
@@ -29,6 +32,11 @@ _LARGEST = 30522
 # How each piece of another kind of vocabulary may look; WordPiece marks what continues a word, by ##.
 _OTHER_KINDS = {"SentencePiece": r"▁.|.*\t-?[\d.]+(e-?\d+)?$", "byte-level BPE": r"Ġ.", "BPE": r".+</w>$"}
 _SHARE = 0.05  # of the pieces, at least, are marked in each kind's own way
+
+# What is done to text before it is cut into wordpieces: our own way, and Hugging Face's for BERT; see `Tokenizer`.
+NORMALIZERS = ("", "bert", "bert_strip_accents", "bert_keep_accents")
+
+NORMALIZER_FILE = "normalizer.json"  # beside a vocab.txt, if it is not our own way
 
 PAD, UNKNOWN, CLS, SEP, MASK = SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
@@ -54,6 +62,41 @@ def read_vocabulary(path: str) -> list[str]:
     _check_kind(vocabulary, path)
     check_vocabulary(vocabulary, path)
     return vocabulary
+
+
+def read_normalizer(vocab_path: str) -> tuple[str, bool] | None:
+    """Returns the normalizer that a vocab.txt needs, and whether it is uncased; None if no file beside it says so.
+
+    Raises:
+      UserError: when that file is damaged.
+    """
+    path = os.path.join(os.path.dirname(vocab_path), NORMALIZER_FILE)
+    if not tf.io.gfile.exists(path):
+        return None
+    try:
+        with tf.io.gfile.GFile(path) as f:
+            about = json.load(f)
+        normalizer = about["normalizer"]
+        lower_case = about["lower_case"]
+        if not isinstance(lower_case, bool):
+            raise TypeError(f"lower_case={lower_case!r} is not true or false")
+    except (tf.errors.OpError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path}: damaged ({first_line(error)}); copy it again, or remove it") from error
+    check_normalizer(normalizer, f"{path}: normalizer={normalizer}")
+    return normalizer, lower_case
+
+
+def write_normalizer(directory: str, normalizer: str, lower_case: bool) -> None:
+    """Writes what `read_normalizer` reads beside the vocab.txt in `directory`, if a normalizer is set."""
+    if normalizer:
+        about = dict(normalizer=normalizer, lower_case=lower_case)
+        write_whole(os.path.join(directory, NORMALIZER_FILE), json.dumps(about) + "\n")
+
+
+def check_normalizer(normalizer: str, where: str) -> None:
+    """Raises UserError unless there is such a normalizer; `where` says what set it."""
+    if normalizer not in NORMALIZERS:
+        raise UserError(f"{where}: use {', '.join(filter(None, NORMALIZERS))}, or leave it empty for our own")
 
 
 def _check_kind(vocabulary: list[str], path: str) -> None:

@@ -25,6 +25,7 @@ POOLINGS = ("mean", "first_token")
 INPUTS = ("input_word_ids", "input_mask", "input_type_ids")
 
 
+@dataclasses.dataclass
 class Family:
     """A mixin for the config of a family of encoders, a Model Garden config with these fields or more:
 
@@ -32,12 +33,20 @@ class Family:
     attention_dropout_rate, initializer_range and pooling.
 
     Attributes:
+      embedding_pooling: how the one vector of a text is made, that `embed` gives and search compares: "mean" of the
+        tokens' vectors, or the "first_token"'s.
+      embedding_dimensions: width of that vector, to which a linear map then takes it; 0 has no map, and hidden_size.
+      embedding_unit_length: whether that vector is divided by its length.
       title: what tables and model cards call the family.
       sizes: the names of the fields that must be positive.
       own_names: fields that correspond to another family's under another name, by that name.
       own_defaults: fields whose default is part of what the family is, and is not taken over from another family.
       computation: the names of the fields that affect memory or time but no result; a run may change them.
     """
+
+    embedding_pooling: str = "mean"
+    embedding_dimensions: int = 0
+    embedding_unit_length: bool = False
 
     title: ClassVar[str] = ""
     sizes: ClassVar[tuple[str, ...]] = ("vocab_size", "hidden_size", "num_layers", "intermediate_size")
@@ -50,6 +59,10 @@ class Family:
         found = out_of_range(self, self.sizes)
         if self.pooling not in self.poolings():
             found.append(f"pooling={self.pooling!r} is not one of {', '.join(self.poolings())}")
+        if self.embedding_pooling not in POOLINGS:
+            found.append(f"embedding_pooling={self.embedding_pooling!r} is not one of {', '.join(POOLINGS)}")
+        if self.embedding_dimensions < 0:
+            found.append(f"embedding_dimensions={self.embedding_dimensions} is negative; 0 is hidden_size")
         try:
             feed_forward_activation(self.hidden_activation)
         except ValueError:
@@ -112,6 +125,41 @@ class Drawable:
         return None
 
 
+class Embedder:
+    """A mixin for encoders, layers with a `config`: the one vector of a text, to search and compare texts by."""
+
+    embedding_map: Optional[tf_keras.layers.Layer] = None
+
+    def add_embedding_map(self) -> None:
+        """Sets `embedding_map` where the config has one; it is frozen until a task trains it."""
+        config = self.config
+        if not config.embedding_dimensions:
+            return
+        self.embedding_map = tf_keras.layers.Dense(
+            config.embedding_dimensions,
+            kernel_initializer=tf_keras.initializers.TruncatedNormal(stddev=config.initializer_range),
+            name="embedding_map",
+            dtype=tf.float32,
+            trainable=False,
+        )
+        with tf.name_scope(self.embedding_map.name):
+            self.embedding_map.build([None, config.hidden_size])
+
+    def text_vectors(self, sequence_output: tf.Tensor, input_mask: tf.Tensor) -> tf.Tensor:
+        """Returns one vector for each row, float32 [B, embedding_dimensions]; see `Family`.
+
+        Args:
+          sequence_output: what the encoder returned, [B, L, D].
+          input_mask: int32 [B, L], 0 for padding.
+        """
+        h = tf.cast(sequence_output, tf.float32)
+        vectors = mean_of_tokens(h, input_mask) if self.config.embedding_pooling == "mean" else h[:, 0]
+        if self.embedding_map is not None:
+            vectors = self.embedding_map(vectors)
+        # Rows without tokens have no direction.
+        return tf.math.l2_normalize(vectors, axis=-1) if self.config.embedding_unit_length else vectors
+
+
 def out_of_range(config: hyperparams.Config, sizes: Iterable[str]) -> list[str]:
     """Returns one line for each of these sizes that is not positive, and for each dropout rate outside [0, 1)."""
     found = [f"{name}={getattr(config, name)} is not positive" for name in sizes if getattr(config, name) <= 0]
@@ -131,7 +179,7 @@ def as_config(config, kind: type):
     return config
 
 
-class PackedEncoder(Drawable, tf_keras.layers.Layer):
+class PackedEncoder(Drawable, Embedder, tf_keras.layers.Layer):
     """BertEncoderV2's contract for rows of packed documents: embeddings, blocks that a family adds, and pooling.
 
     Subclasses set `config_class` and implement `add_layers` and `encode`.
@@ -198,6 +246,7 @@ class PackedEncoder(Drawable, tf_keras.layers.Layer):
                 name="pooler",
                 dtype=self.dtype_policy,
             )
+        self.add_embedding_map()
         self.inputs = {name: tf_keras.Input((None,), dtype=tf.int32, name=name) for name in INPUTS}
 
         # Dropout follows from these two: the seed of the process, and how many batches were trained on.

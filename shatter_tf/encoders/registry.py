@@ -81,11 +81,19 @@ def settings_of(config: EncoderConfig) -> Family:
     return config.get()
 
 
-def build_encoder(config: EncoderConfig, use_pooler: bool) -> tf_keras.layers.Layer:
-    """Returns the encoder that `config` describes; without `use_pooler` a pooler is not trained."""
+def build_encoder(config: EncoderConfig, use_pooler: bool, use_embedding: bool = False) -> tf_keras.layers.Layer:
+    """Returns the encoder that `config` describes, whose unused parts are not trained.
+
+    Args:
+      config: its family and settings.
+      use_pooler: whether `pooled_output` is used.
+      use_embedding: whether `text_vectors` is.
+    """
     encoder = FAMILIES[config.type](settings_of(config))
     if not use_pooler:
         encoder.freeze_pooler()
+    if use_embedding and encoder.embedding_map is not None:
+        encoder.embedding_map.trainable = True
     return encoder
 
 

@@ -102,7 +102,7 @@ class Shown:
         self.model_dir = model_dir
         self.config = run.params.task
         self.family = self.config.model.encoder.get()
-        self.tokenizer = Tokenizer(run.vocabulary, run.lower_case)
+        self.tokenizer = Tokenizer(run.vocabulary, run.lower_case, run.normalizer)
 
         number = self.family.num_layers
         if layer is not None and not 1 <= layer <= number:

@@ -91,9 +91,15 @@ def _encoder(export: Export) -> str:
     return (
         f"The encoder is {family.title}: {family.num_layers} layers of {family.hidden_size}; "
         f"{count_parameters(variables):,} parameters in all, stored as {' and '.join(dtypes)}; "
-        f"{len(export.run.vocabulary):,} wordpieces, {'lower-cased' if export.run.lower_case else 'cased'}; "
+        f"{len(export.run.vocabulary):,} wordpieces, {_casing(export.run)}; "
         f"{task.describe_limits(export.servable.seq_length)}."
     )
+
+
+def _casing(run: Run) -> str:
+    """Returns what the tokenizer does to letters."""
+    casing = "lower-cased" if run.lower_case else "cased"
+    return f"{casing}, normalized as Hugging Face's {run.normalizer}" if run.normalizer else casing
 
 
 def _sizes(directory: str) -> str:

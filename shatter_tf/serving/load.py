@@ -7,9 +7,8 @@ import tf_keras
 from official.core import config_definitions as cfg
 from official.core import task_factory
 
-from shatter_tf.checkpoints import best_checkpoint, latest_checkpoint, restore_pretrained, while_training
+from shatter_tf.checkpoints import best_or_latest_checkpoint, restore_model, restore_pretrained, while_training
 from shatter_tf.encoders.registry import build_encoder
-from shatter_tf.errors import UserError, argument, first_line
 from shatter_tf.serving.text_encoder import TextEncoder
 from shatter_tf.training import run_dir
 from shatter_tf.training.device import fastest_policy
@@ -27,7 +26,7 @@ def load_encoder(model_dir: str) -> tf_keras.layers.Layer:
     """
     encoder = build_encoder(run_dir.read(model_dir).params.task.model.encoder, use_pooler=True)
     encoder(encoder.inputs)  # creates its weights
-    while_training(lambda: restore_pretrained(dict(encoder=encoder), _checkpoint(model_dir), encoder))
+    while_training(lambda: restore_pretrained(dict(encoder=encoder), best_or_latest_checkpoint(model_dir), encoder))
     return encoder
 
 
@@ -49,8 +48,9 @@ def load_text_encoder(model_dir: str, seq_length: Optional[int] = None, **kwargs
     encoder = {"type": family, family: task.model.encoder.get().as_dict()}
     seq_length = task.train_data.seq_length if seq_length is None else seq_length
     kwargs.setdefault("dtype", fastest_policy())
-    layer = TextEncoder(encoder, run.vocabulary, run.lower_case, seq_length, **kwargs)
-    while_training(lambda: restore_pretrained(dict(encoder=layer.encoder), _checkpoint(model_dir), layer.encoder))
+    layer = TextEncoder(encoder, run.vocabulary, run.lower_case, seq_length, run.normalizer, **kwargs)
+    items = dict(encoder=layer.encoder)
+    while_training(lambda: restore_pretrained(items, best_or_latest_checkpoint(model_dir), layer.encoder))
     return layer
 
 
@@ -60,23 +60,11 @@ def load_model(run: Run, model_dir: str, best: bool = True, name: str = "model_d
     Raises:
       UserError: when there is no checkpoint, or it does not fit.
     """
-    checkpoint = _checkpoint(model_dir, best, name)
+    checkpoint = best_or_latest_checkpoint(model_dir, name, best)
     with policy_scope("float32"):
         model = task_factory.get_task(run.params.task).build_model()
-    try:
-        status = tf.train.Checkpoint(model=model).read(checkpoint).expect_partial()
-        status.assert_existing_objects_matched()
-    except (AssertionError, ValueError) as error:
-        reason = first_line(error)
-        raise UserError(f"{checkpoint} does not fit the settings beside it: {reason}") from error
+    restore_model(model, checkpoint)
     return model, checkpoint
-
-
-def _checkpoint(model_dir: str, best: bool = True, name: str = "model_dir") -> str:
-    checkpoint = (best_checkpoint(model_dir) if best else None) or latest_checkpoint(model_dir)
-    if not checkpoint:
-        raise UserError(f"{argument(name)}={model_dir}: no checkpoint there; train it first")
-    return checkpoint
 
 
 class _MatricesInBfloat16(tf_keras.mixed_precision.Policy):

@@ -31,7 +31,10 @@ from tensorflow.python.ops import (
 )
 
 # Operations of TensorFlow Text that our exports use, and the oldest TF Serving known to link them.
-TEXT_OPERATIONS = ("FastBertNormalize", "FastWordpieceTokenizeWithOffsets", "NormalizeUTF8")
+TEXT_OPERATIONS = (
+    *("FastBertNormalize", "FastWordpieceTokenizeWithOffsets", "NormalizeUTF8"),
+    "RegexSplitWithOffsets",  # only of the normalizers of BERT
+)
 MINIMUM_TF_SERVING = "2.12"
 
 # TensorFlow groups operations by what they are about. Those of these groups compute, if they are not stateful …
@@ -58,7 +61,7 @@ _MORE = {
     *("LookupTableFindV2", "LookupTableSizeV2", "LookupTableExportV2", "LookupTableImportV2"),
     # TensorFlow Text.
     *TEXT_OPERATIONS,
-    *("CaseFoldUTF8", "FindSourceOffsets", "NormalizeUTF8WithOffsetsMap", "RegexSplitWithOffsets"),
+    *("CaseFoldUTF8", "FindSourceOffsets", "NormalizeUTF8WithOffsetsMap"),
     *("WhitespaceTokenizeWithOffsets", "TFText>WhitespaceTokenizeWithOffsetsV2", "WordpieceTokenizeWithOffsets"),
     *("UnicodeScriptTokenizeWithOffsets", "TFText>FastWordpieceDetokenize", "TFText>RoundRobinTrim"),
     *("TFText>FastSentencepieceTokenize", "TFText>FastSentencepieceDetokenize", "TFText>NgramsStringJoin"),

@@ -1,29 +1,32 @@
-"""Predictions in a file, each beside the columns of its row: JSON Lines, CSV or TSV."""
+"""Predictions in a file: in JSON Lines, CSV or TSV each beside the columns of its row; only vectors in NumPy's .npy."""
 
 import contextlib
 import csv
+import io
 import itertools
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Optional
 
+import numpy as np
 import tensorflow as tf
 
 from shatter_tf.data.streams import whole_characters
 from shatter_tf.errors import UserError, argument, first_line
 from shatter_tf.files import INCOMPLETE, real_path
 
+VECTORS = ".npy"
 EXTENSIONS = (".jsonl", ".csv", ".tsv")
 
 # Writes a row's own columns, and what is predicted for it; None where nothing is.
 Write = Callable[[dict[str, Any], Optional[dict[str, Any]]], None]
 
 
-def check_output(path: str, source: str = "") -> None:
+def check_output(path: str, source: str = "", extensions: Sequence[str] = EXTENSIONS) -> None:
     """Raises UserError for a name that says no format, and for that of the file that is read, `source`."""
-    if not path.endswith(EXTENSIONS):
-        raise UserError(f"{argument('output')}={path}: the name must end in {', '.join(EXTENSIONS)}")
+    if not path.endswith(tuple(extensions)):
+        raise UserError(f"{argument('output')}={path}: the name must end in {', '.join(extensions)}")
     if source and real_path(path) == real_path(source):
         raise UserError(f"{argument('output')}={path}: is {argument('input')}, too; name a new file")
 
@@ -44,12 +47,7 @@ def writing(path: str, columns: Sequence[str], is_table: bool = True) -> Iterato
     Raises:
       UserError: when it cannot be written, and for a row with other columns than CSV begins with.
     """
-    incomplete = path + INCOMPLETE
-    try:
-        with _errors(path):
-            tf.io.gfile.makedirs(os.path.dirname(path) or ".")
-            file = tf.io.gfile.GFile(incomplete, "w")
-            file.write("")  # opens it
+    with _whole_file(path, "w") as file:
         lines = _Lines(file, path, columns, is_table) if path.endswith(".jsonl") else _Cells(file, path, columns)
 
         def write(values: dict[str, Any], prediction: Optional[dict[str, Any]]) -> None:
@@ -57,9 +55,49 @@ def writing(path: str, columns: Sequence[str], is_table: bool = True) -> Iterato
                 lines.write(values, prediction)
 
         yield write
-
         with _errors(path):
             lines.finish()
+
+
+@contextlib.contextmanager
+def writing_vectors(path: str) -> Iterator[Callable[[Optional[np.ndarray]], None]]:
+    """Yields a function that takes the vector of each row, [D], or None, which becomes zeros; they appear as one array.
+
+    It is float32 [N, D], in NumPy's format, and is in memory until then: its number of rows comes before them.
+
+    Raises:
+      UserError: when it cannot be written, and when no row has a vector.
+    """
+    vectors: list[Optional[np.ndarray]] = []
+    with _whole_file(path, "wb") as file:
+        yield vectors.append
+
+        size = next((len(vector) for vector in vectors if vector is not None), None)
+        if size is None:
+            raise UserError(f"{argument('output')}={path}: no row has a text, and so no vector")
+        zeros = np.zeros(size, np.float32)
+        header = io.BytesIO()
+        about = dict(descr="<f4", fortran_order=False, shape=(len(vectors), size))
+        np.lib.format.write_array_header_1_0(header, about)
+        with _errors(path):
+            file.write(header.getvalue())
+            for vector in vectors:
+                file.write((zeros if vector is None else vector).astype("<f4").tobytes())
+
+
+@contextlib.contextmanager
+def _whole_file(path: str, mode: str) -> Iterator[tf.io.gfile.GFile]:
+    """Yields a file to write to, which appears under its name when all of it is written, or never."""
+    incomplete = path + INCOMPLETE
+    try:
+        with _errors(path):
+            tf.io.gfile.makedirs(os.path.dirname(path) or ".")
+            file = tf.io.gfile.GFile(incomplete, mode)
+            file.write("" if mode == "w" else b"")  # opens it
+
+        yield file
+
+        with _errors(path):
             file.close()
             tf.io.gfile.rename(incomplete, path, overwrite=True)
     finally:

@@ -48,6 +48,11 @@ class Model:
     function: Callable[..., dict[str, tf.Tensor]]
     owner: Any = None
 
+    @property
+    def gives(self) -> list[str]:
+        """The names of its outputs."""
+        return sorted(self.function.structured_outputs)
+
     def outputs(self, rows: Sequence[Sequence[str | bytes]]) -> Outputs:
         """Returns what the model gives for a batch of rows, each with a text for every input."""
         columns = dict(zip(self.names, zip(*rows, strict=True), strict=True))

@@ -106,7 +106,7 @@ def _servable(run: run_dir.Run, model: tf_keras.Model, temperature: Optional[flo
     if temperature is None:
         return build_servable(run, model)
     task = WithTemperature(task_factory.get_task(run.params.task), temperature)
-    return Servable(task, model, Tokenizer(run.vocabulary, run.lower_case))
+    return Servable(task, model, Tokenizer(run.vocabulary, run.lower_case, run.normalizer))
 
 
 def _check(served: Servable, trained: Servable, path: str, checkpoint: str, export_dir: str) -> float:

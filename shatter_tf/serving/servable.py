@@ -119,4 +119,5 @@ def _is_ragged(inputs: dict) -> bool:
 
 def build_servable(run: Run, model: tf_keras.Model) -> Servable:
     """Returns what is served of a run whose model this is."""
-    return Servable(task_factory.get_task(run.params.task), model, Tokenizer(run.vocabulary, run.lower_case))
+    tokenizer = Tokenizer(run.vocabulary, run.lower_case, run.normalizer)
+    return Servable(task_factory.get_task(run.params.task), model, tokenizer)

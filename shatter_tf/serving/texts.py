@@ -1,15 +1,15 @@
 """The texts of a file, as a model takes them: rows of a table of any format, or lines."""
 
-import csv
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Optional
 
 import tensorflow as tf
 
-from shatter_tf.data import columns, delimited, streams, tables
-from shatter_tf.data.names import TEXTS, fold
+from shatter_tf.data import columns, streams, tables
+from shatter_tf.data.names import fold
 from shatter_tf.data.records import Record
+from shatter_tf.data.single_column import single_column
 from shatter_tf.errors import UserError, argument
 from shatter_tf.serving.predictor import parts
 
@@ -71,7 +71,7 @@ def read_texts(path: str, names: Sequence[str], text_fields: Sequence[str] = ())
             )
         return lines(streams.read_lines(path), names, path, _count_lines(path))
 
-    table = _single_column(path, text_fields) or tables.read_table(path, [*text_fields, *names])
+    table = single_column(path, text_fields) or tables.read_table(path, [*text_fields, *names])
     chosen = _text_columns(table, names, text_fields)
     rows = (TextRow(record.where, _texts(record, chosen), record.values) for record in table.rows)
     number = len(table.rows) if isinstance(table.rows, list) else None
@@ -96,35 +96,6 @@ def lines(texts: Iterable[str], names: Sequence[str], where: str, number: Option
 
 def _count_lines(path: str) -> int:
     return sum(block.count(b"\n") for block in streams.read_blocks(path))
-
-
-def _single_column(path: str, text_fields: Sequence[str]) -> Optional[tables.Table]:
-    """Returns a CSV or TSV file with texts only, in which labelled rows would lack a column; None for another file."""
-    if not streams.plain_name(path).endswith(delimited.EXTENSIONS):
-        return None
-    try:
-        first = next(streams.read_lines(path), "")
-    except streams.NotText:  # a name that does not fit
-        return None
-    name = first.strip().strip('"')
-    if fold(name) not in (*TEXTS, *map(fold, text_fields)):
-        return None
-    return tables.Table(path, [name], True, _of_single_column(path, name), {}, ["line 1 is a header"])
-
-
-def _of_single_column(path: str, name: str) -> Iterator[Record]:
-    csv.field_size_limit(2**31 - 1)  # its default is 131,072 characters
-    reader = csv.reader((line + "\n" for line in streams.read_lines(path)), strict=True)
-    begin = 1
-    try:
-        for cells in reader:
-            if len(cells) > 1:
-                raise UserError(f"{path}:{begin}: {len(cells)} columns, but line 1 has 1; put quotes around the text")
-            if begin > 1:
-                yield Record(f"{path}:{begin}", {name: "".join(cells)})
-            begin = reader.line_num + 1
-    except csv.Error as error:
-        raise UserError(f"{path}:{begin}: {error}; a quote in a quoted text must be doubled") from error
 
 
 def _text_columns(table: tables.Table, names: Sequence[str], text_fields: Sequence[str]) -> list[str]:

@@ -113,7 +113,8 @@ class QuestionAnsweringConfig(FineTuning, cfg.TaskConfig):
         lower_case = config.train_data.lower_case
         questions = [question.text for question in train.questions]
         vocabulary = vocabulary or vocabulary_of([*train.contexts, *questions], lower_case)
-        opened = Data(train, validation, vocabulary, lower_case, notes=notes)
+        normalizer = config.train_data.normalizer
+        opened = Data(train, validation, vocabulary, lower_case, notes=notes, normalizer=normalizer)
         config.version_2_with_negative = train.some_unanswerable
         if validation.some_unanswerable and not config.version_2_with_negative:
             opened.problems.append(

@@ -22,7 +22,13 @@ from shatter_tf.console import notice
 from shatter_tf.data.corpus.shards import VOCABULARY_FILE
 from shatter_tf.data.report import Report
 from shatter_tf.data.tokenizer import Tokenizer
-from shatter_tf.data.vocabulary import read_vocabulary, suitable_size, train_vocabulary
+from shatter_tf.data.vocabulary import (
+    NORMALIZER_FILE,
+    read_normalizer,
+    read_vocabulary,
+    suitable_size,
+    train_vocabulary,
+)
 from shatter_tf.errors import UserError, argument
 from shatter_tf.tasks import recipe
 from shatter_tf.tasks.signature import Signature, embed, token_ids
@@ -36,6 +42,14 @@ class Pretrained:
     directory: str
     vocabulary: list[str]
     lower_case: bool
+    normalizer: str = ""
+
+
+@dataclasses.dataclass
+class Teacher(Pretrained):
+    """The run in `init_teacher`, which another learns from; `task` has its settings."""
+
+    task: Optional[cfg.TaskConfig] = None
 
 
 @dataclasses.dataclass
@@ -44,9 +58,11 @@ class Data:
 
     Attributes:
       train, validation: what the task's loaders read from.
-      vocabulary, lower_case: of the tokenizer.
+      vocabulary, lower_case, normalizer: of the tokenizer.
       problems: a line for everything in the data that would stop the run later.
       notes: a line for every file, which says how it was understood.
+      unlabelled: rows like those of `train`, without labels, to learn from the teacher.
+      teacher: the run that is learned from, if there is one.
     """
 
     train: Any
@@ -55,6 +71,9 @@ class Data:
     lower_case: bool
     problems: list[str] = dataclasses.field(default_factory=list)
     notes: list[str] = dataclasses.field(default_factory=list)
+    normalizer: str = ""
+    unlabelled: list = dataclasses.field(default_factory=list)
+    teacher: Optional[Teacher] = None
 
     def of(self, params: cfg.DataConfig) -> Any:
         """Returns what the loader of `params` reads from."""
@@ -63,7 +82,7 @@ class Data:
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that all loaders share."""
-        return Tokenizer(self.vocabulary, self.lower_case)
+        return Tokenizer(self.vocabulary, self.lower_case, self.normalizer)
 
 
 class TaskAnswers:
@@ -74,6 +93,7 @@ class TaskAnswers:
       learning_rate, train_steps: of the experiment's defaults; `recipe` replaces them where the data is known.
       texts: what the parts of an input are called.
       remote_hosts: whether machines without this package, TPU hosts, can read its data.
+      whole_batches: whether a row's loss depends on the other rows of its batch.
       used: Model Garden's settings that have an effect here; all others are refused when they are changed.
     """
 
@@ -82,6 +102,7 @@ class TaskAnswers:
     train_steps: ClassVar[int] = 1_000
     texts: tuple[str, ...] = ("text",)
     remote_hosts: ClassVar[bool] = False
+    whole_batches: ClassVar[bool] = False
     used: ClassVar[tuple[str, ...]] = ("init_checkpoint", "model", "train_data", "validation_data", "name")
 
     def open_data(self, data_dir: Optional[str], pretrained: Optional[Pretrained]) -> tuple["TaskAnswers", Data]:
@@ -99,9 +120,17 @@ class TaskAnswers:
         """
         raise NotImplementedError
 
+    def learn_from(self, teacher: Teacher) -> None:
+        """Sets what follows from a teacher; raises UserError where there is nothing to be learned from it."""
+        raise UserError(f"{argument('init_teacher')}={teacher.directory}: this experiment has no use for a teacher")
+
+    def problems_with(self, teacher: Teacher) -> list[str]:
+        """Returns a line for everything in which a teacher does not fit the data, which has been opened."""
+        return []
+
     def rows(self, data: Data) -> tuple[int, int]:
         """Returns how many rows a pass over the training data has, and over the validation data."""
-        return len(data.train), len(data.validation)
+        return len(data.train) + len(data.unlabelled), len(data.validation)
 
     def recipe(self, data: Data) -> recipe.Recipe:
         """Yields settings that suit the data and the encoder, by name; each holds unless it is set elsewhere."""
@@ -172,17 +201,44 @@ class FineTuning(TaskAnswers):
 def known_vocabulary(train: cfg.DataConfig, pretrained: Optional[Pretrained]) -> Optional[list[str]]:
     """Returns the vocabulary in the settings, or that of the pretraining run, or None.
 
-    Sets `train.vocab_file` where a pretraining run has it.
+    Sets `train.vocab_file` where a pretraining run has it, and `train.normalizer` and `train.lower_case` where a file
+    beside the vocabulary says which.
 
     Raises:
       UserError: when the file cannot be used.
     """
     if train.vocab_file:
-        return read_vocabulary(train.vocab_file)
+        vocabulary = read_vocabulary(train.vocab_file)
+        _take_normalizer(train)
+        return vocabulary
     if pretrained is None:
+        if train.normalizer:
+            raise UserError(
+                f"task.train_data.normalizer={train.normalizer} is for a vocabulary that is given; set "
+                "task.train_data.vocab_file, or leave it out"
+            )
         return None
     train.vocab_file = os.path.join(pretrained.directory, VOCABULARY_FILE)
     return pretrained.vocabulary
+
+
+def _take_normalizer(train: cfg.DataConfig) -> None:
+    """Sets how text is normalized for the vocabulary file; raises UserError when the settings say something else."""
+    found = read_normalizer(train.vocab_file)
+    if found is None:
+        return
+    normalizer, lower_case = found
+    for name, own, is_set in (
+        ("normalizer", normalizer, train.normalizer != ""),
+        ("lower_case", lower_case, not train.lower_case),
+    ):
+        value = getattr(train, name)
+        if is_set and value != own:
+            raise UserError(
+                f"task.train_data.{name}={value} is not that of {train.vocab_file}, {own}, says {NORMALIZER_FILE} "
+                "beside it; leave it out"
+            )
+        setattr(train, name, own)
 
 
 def vocabulary_of(texts: Iterable[str], lower_case: bool) -> list[str]:
@@ -272,6 +328,9 @@ class BaseTask(base_task.Task):
         else:
             notice("starting from random weights, because task.restore_weights=false")
 
+    def prepare(self) -> None:
+        """Builds and restores what training and evaluation need beside the model, in the strategy's scope."""
+
     # === Steps ===
 
     def weights(self, inputs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
@@ -357,6 +416,12 @@ def row_weights(inputs: dict[str, tf.Tensor]) -> tf.Tensor:
     """Returns 1 for each row of a batch and 0 for padding rows, float32 [B]; see `batches_of_rows`."""
     rows = tf.shape(inputs["input_word_ids"])[:1]
     return inputs.get("row_weights", tf.ones(rows))
+
+
+def label_weights(inputs: dict[str, tf.Tensor]) -> tf.Tensor:
+    """Returns 1 for each row of a batch that has a label, and 0 for others and padding rows, float32 [B]."""
+    weights = row_weights(inputs)
+    return weights * tf.cast(inputs["has_label"], tf.float32) if "has_label" in inputs else weights
 
 
 def rows_of_logs(logs: dict[str, list[tf.Tensor]], *names: str) -> dict[str, np.ndarray]:

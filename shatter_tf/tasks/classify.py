@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Iterable, Sequence
-from typing import Union
+from typing import Optional, Union
 
 import numpy as np
 import tensorflow as tf
@@ -24,9 +24,9 @@ from shatter_tf.layers.windows import POOLINGS, Windows
 from shatter_tf.tasks.base import (
     BaseTask,
     Data,
-    FineTuning,
     choose_tfds_splits,
     known_vocabulary,
+    label_weights,
     row_weights,
     rows_of_logs,
     vocabulary_of,
@@ -35,6 +35,7 @@ from shatter_tf.tasks.baseline import measure
 from shatter_tf.tasks.scores import balanced_weights, best_thresholds, scores
 from shatter_tf.tasks.signature import strings
 from shatter_tf.tasks.step import without_autograph
+from shatter_tf.tasks.teaching import Taught, answers, mixed, soft_losses
 
 _DROPOUT_RATE = 0.1  # of the head: BERT's, and Model Garden's
 
@@ -58,7 +59,7 @@ class ModelConfig(hyperparams.Config):
 
 
 @dataclasses.dataclass
-class ClassifyConfig(FineTuning, cfg.TaskConfig):
+class ClassifyConfig(Taught, cfg.TaskConfig):
     """Classification of texts or pairs of texts.
 
     Attributes:
@@ -73,7 +74,7 @@ class ClassifyConfig(FineTuning, cfg.TaskConfig):
         baseline.py.
     """
 
-    used = (*FineTuning.used, "metric_type")
+    used = (*Taught.used, "metric_type")
     metric_types = ("accuracy", "f1", "matthews_corrcoef", "macro_f1", "micro_f1")
 
     metric_type: str = "accuracy"
@@ -110,12 +111,14 @@ class ClassifyConfig(FineTuning, cfg.TaskConfig):
         train.labels = train.labels or columns.names  # in their order, also those that no row has
         vocabulary = vocabulary or vocabulary_of((text for row in rows for text in row.texts), train.lower_case)
         notes = list(dict.fromkeys([columns.note, of_held_out.note]))
-        opened = Data(rows, held_out, vocabulary, train.lower_case, notes=notes)
+        opened = Data(rows, held_out, vocabulary, train.lower_case, notes=notes, normalizer=train.normalizer)
         if len(held_out[0].texts) != len(rows[0].texts):
             opened.problems.append(
                 f"{held_out[0].where}: texts and pairs of texts cannot be mixed with {rows[0].where}"
             )
         config.read_labels(opened)
+        with collected(opened.problems):
+            opened.unlabelled = config.unlabelled_rows(train.text_fields)
         return config, opened
 
     def read_labels(self, opened: Data) -> None:
@@ -163,7 +166,7 @@ class ClassifyConfig(FineTuning, cfg.TaskConfig):
             found.append(f"class_weights={weights}: use balanced, or a number for each label")
         if isinstance(weights, (list, tuple)) and labels and not _are_weights(weights, labels):
             found.append(f"class_weights={list(weights)}: give {labels} positive numbers, one for each label")
-        return found + self._problems_of_windows()
+        return found + self._problems_of_windows() + self.problems_of_teaching()
 
     def _problems_of_windows(self) -> list[str]:
         encoder = self.model.encoder.get()
@@ -197,7 +200,10 @@ class ClassifyConfig(FineTuning, cfg.TaskConfig):
 
     def report(self, data):
         report = Report()
-        report.add_rows(len(data.train), len(data.validation), "pairs of texts" if self.pairs else "texts", data.notes)
+        notes = list(data.notes)
+        if data.unlabelled:
+            notes.append(f"{self.unlabelled_file}: {len(data.unlabelled):,} without labels, for the teacher")
+        report.add_rows(len(data.train), len(data.validation), "pairs of texts" if self.pairs else "texts", notes)
         self.report_labels(report, data)
         report.add_repeated(*([row.texts for row in part] for part in (data.train, data.validation)))
 
@@ -284,6 +290,7 @@ class ClassifyTask(BaseTask):
     def __init__(self, params, logging_dir=None, name=None, data=None):
         super().__init__(params, logging_dir, name, data)
         more = () if params.metric_type == "accuracy" else (params.metric_type,)
+        self._answers: Optional[np.ndarray] = None
         self.aggregated_metrics = tuple(dict.fromkeys(("macro_f1", *(("micro_f1",) * params.multi_label), *more)))
 
     @without_autograph
@@ -311,6 +318,24 @@ class ClassifyTask(BaseTask):
             self._thresholds = model.thresholds
         return model
 
+    def prepare(self):
+        if self.data is None or self.data.teacher is None:
+            return
+        data = self.data
+        any_label = data.train[0].label  # those without one need one, to be read
+        rows = [*data.train, *(dataclasses.replace(row, label=any_label) for row in data.unlabelled)]
+        self._answers = np.array(answers(data.teacher, rows, lambda outputs, _, i: self.taught(outputs)[i]), np.float32)
+
+    def taught(self, outputs: dict[str, np.ndarray]) -> np.ndarray:
+        """Returns what is learned of what a teacher predicts, [B, labels]."""
+        return outputs["probabilities"]
+
+    def build_loader(self, params):
+        if self._answers is None or not params.is_training:
+            return super().build_loader(params)
+        data = self.data
+        return self.loader_class(params, data.train, data.tokenizer, data.unlabelled, self._answers)
+
     def _class_weights(self, labels: tf.Tensor) -> tf.Tensor:
         """Returns the weight of each row by its label, float32 [B]."""
         weights = self.task_config.class_weights
@@ -319,22 +344,44 @@ class ClassifyTask(BaseTask):
     def weights(self, inputs):
         if self.task_config.multi_label:
             return super().weights(inputs)
-        return dict(loss=tf.reduce_sum(row_weights(inputs) * self._class_weights(inputs["label_ids"])))
+        return dict(loss=tf.reduce_sum(row_weights(inputs) * self._weights_of_labels(inputs)))
+
+    def _weights_of_labels(self, inputs: dict[str, tf.Tensor]) -> tf.Tensor:
+        """Returns the weight of each row's label, 1 where there is none, float32 [B]."""
+        weights = self._class_weights(inputs["label_ids"])
+        return tf.where(inputs["has_label"], weights, 1.0) if "has_label" in inputs else weights
 
     def loss_sums(self, inputs, outputs):
-        labels = inputs["label_ids"]
         logits = tf.cast(outputs, tf.float32)
+        losses = self.label_losses(inputs["label_ids"], logits)
+        if "taught" in inputs:
+            soft = self.teacher_losses(inputs["taught"], logits)
+            known = tf.ones_like(inputs["has_label"])
+            losses = mixed(losses, soft, inputs["has_label"], known, self.task_config.teacher_share)
+        return dict(loss=tf.reduce_sum(losses * self._row_factors(inputs)))
+
+    def _row_factors(self, inputs: dict[str, tf.Tensor]) -> tf.Tensor:
+        """Returns what each row's loss is multiplied by, float32 [B]."""
+        rows = row_weights(inputs)
+        return rows if self.task_config.multi_label else rows * self._weights_of_labels(inputs)
+
+    def label_losses(self, labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+        """Returns each row's loss by its label, float32 [B]."""
         smoothing = self.task_config.label_smoothing
         if self.task_config.multi_label:
             targets = tf.cast(labels, tf.float32) * (1 - smoothing) + smoothing / 2
             weights = self.task_config.class_weights or [1.0] * self.task_config.model.num_classes
             losses = tf.nn.weighted_cross_entropy_with_logits(targets, logits, tf.constant(weights, tf.float32))
-            return dict(loss=tf.reduce_sum(tf.reduce_sum(losses, axis=-1) * row_weights(inputs)))
+            return tf.reduce_sum(losses, axis=-1)
         losses = tf_keras.losses.sparse_categorical_crossentropy(labels, logits, from_logits=True)
         if smoothing:
             of_all = -tf.reduce_mean(tf.nn.log_softmax(logits), axis=-1)
             losses = (1 - smoothing) * losses + smoothing * of_all
-        return dict(loss=tf.reduce_sum(losses * row_weights(inputs) * self._class_weights(labels)))
+        return losses
+
+    def teacher_losses(self, taught: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+        """Returns each row's loss by what the teacher predicts for it, float32 [B]."""
+        return soft_losses(logits, taught, self.task_config.teacher_temperature, self.task_config.multi_label)
 
     def build_metrics(self, training=None):
         # Model Garden's; in the policy's own precision, several replicas cannot read the AUC's variables.
@@ -352,7 +399,7 @@ class ClassifyTask(BaseTask):
                 predictions = tf.sigmoid(tf.cast(model_outputs, tf.float32))
             elif metric.name == "auc":  # of the second of two labels
                 predictions = tf.nn.softmax(model_outputs)[:, 1]
-            metric.update_state(labels["label_ids"], predictions, sample_weight=row_weights(labels))
+            metric.update_state(labels["label_ids"], predictions, sample_weight=label_weights(labels))
 
     def evaluation_logs(self, inputs, outputs):
         outputs = tf.cast(outputs, tf.float32)  # several machines cannot gather bfloat16

@@ -10,7 +10,6 @@ import tensorflow as tf
 import tf_keras
 from official.core import config_definitions as cfg
 from official.core import task_factory
-from official.modeling import tf_utils
 from official.nlp.configs import bert
 from official.nlp.modeling import models
 
@@ -19,7 +18,7 @@ from shatter_tf.data.pretraining import PretrainDataConfig, PretrainDataLoader
 from shatter_tf.data.tokenizer import Tokenizer
 from shatter_tf.encoders.registry import EncoderConfig, build_encoder
 from shatter_tf.errors import UserError, all_of, argument
-from shatter_tf.layers.pooling import mean_of_tokens
+from shatter_tf.layers.activations import feed_forward_activation
 from shatter_tf.tasks import recipe
 from shatter_tf.tasks.base import BaseTask, Data, TaskAnswers, refuse_tfds
 from shatter_tf.tasks.signature import Signature, strings
@@ -72,7 +71,10 @@ class PretrainConfig(TaskAnswers, cfg.TaskConfig):
             problems.append(f"{validation.input_path}: prepared with another vocabulary than {train.input_path}")
         if pretrained and pretrained.lower_case != corpus.lower_case:
             problems.append(f"{train.input_path}: its casing is not that of {argument('init_checkpoint')}")
-        return config, Data(corpus, corpora[-1], corpus.vocabulary, corpus.lower_case, problems)
+        if pretrained and pretrained.normalizer != corpus.normalizer:
+            problems.append(f"{train.input_path}: its normalizer is not that of {argument('init_checkpoint')}")
+        opened = Data(corpus, corpora[-1], corpus.vocabulary, corpus.lower_case, problems, normalizer=corpus.normalizer)
+        return config, opened
 
     def rows(self, data):
         tokens = (sum(shard.tokens for shard in shards) for shards in (data.train.train, data.validation.validation))
@@ -94,7 +96,7 @@ class PretrainConfig(TaskAnswers, cfg.TaskConfig):
         if self.model.mlm_output_weights_use_proj:
             found.append("model.mlm_output_weights_use_proj=True: has no effect here; leave it out")
         try:
-            tf_utils.get_activation(self.model.mlm_activation)
+            feed_forward_activation(self.model.mlm_activation)
         except ValueError:
             found.append(f"model.mlm_activation={self.model.mlm_activation}: no such activation; try gelu")
         return found
@@ -131,7 +133,7 @@ class PretrainTask(BaseTask):
         config = self.task_config.model
         model = models.BertPretrainerV2(
             encoder_network=build_encoder(config.encoder, use_pooler=False),
-            mlm_activation=tf_utils.get_activation(config.mlm_activation),
+            mlm_activation=feed_forward_activation(config.mlm_activation),
             mlm_initializer=tf_keras.initializers.TruncatedNormal(stddev=config.mlm_initializer_range),
         )
         model(model.inputs)  # builds the masked-LM head, so that a checkpoint can be compared with it
@@ -172,8 +174,10 @@ class PretrainTask(BaseTask):
         )
 
     def predict(self, model, inputs):
-        outputs = tf.cast(model.encoder_network(inputs, training=False)["sequence_output"], tf.float32)
-        return dict(sequence_output=outputs, embedding=mean_of_tokens(outputs, inputs["input_mask"]))
+        encoder = model.encoder_network
+        outputs = encoder(inputs, training=False)["sequence_output"]
+        vectors = encoder.text_vectors(outputs, inputs["input_mask"])
+        return dict(sequence_output=tf.cast(outputs, tf.float32), embedding=vectors)
 
     def signatures(self, model, tokenizer):
         """Adds `fill_mask`, from `text` with [MASK] to each one's likeliest wordpieces; the default is `embed`."""

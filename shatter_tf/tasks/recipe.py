@@ -21,6 +21,8 @@ _PRETRAINING_RATES = {128: 4e-3, 256: 2e-3, 512: 1e-3, 768: 3e-4, 1024: 2e-4}
 FROM_SCRATCH = "pretrain_tiny"
 
 _BATCH_SIZE = 32
+_EMBEDDING_BATCH_SIZE = 64
+_DISTILLATION_BATCH_SIZE = 64
 _PASSES = 3  # over the rows of a task, as in BERT
 # Few rows are passed over more often, up to as many times, so that training takes this many steps.
 _MOST_PASSES = 30
@@ -95,6 +97,23 @@ def _whole_texts(task) -> Recipe:
     yield "task.train_data.length_buckets", True
 
 
+def embedding(task, rows: int) -> Recipe:
+    """Yields what the training of embeddings on `rows` rows should have, each once what came before it is set."""
+    # Every row of a batch is what the others are told apart from: more of them teach more.
+    yield "task.train_data.global_batch_size", min(_EMBEDDING_BATCH_SIZE, 2 ** int(math.log2(max(rows, 1))))
+    yield "trainer.train_steps", fine_tuning_steps(rows, max(task.train_data.global_batch_size, 1))
+
+    # Half of fine-tuning's, and SimCSE's dropout (Gao et al. 2021): not measured yet.
+    encoder = task.model.encoder.get()
+    yield "learning_rate", float(f"{fine_tuning_rate(encoder.hidden_size) / 2:.2g}")
+    yield "task.model.encoder.shatter.dropout_rate", 0.1
+    yield "task.model.encoder.shatter.attention_dropout_rate", 0.1
+    # Search then needs no cosine: the product of two vectors is one.
+    yield "task.model.encoder.shatter.embedding_unit_length", True
+    if task.train_data.seq_length <= encoder.longest_dynamic:
+        yield "task.train_data.length_buckets", True
+
+
 def pretraining(task, tokens: int) -> Recipe:
     """Yields what pretraining on a corpus of `tokens` tokens should have, each once what came before it is set."""
     data = task.train_data
@@ -110,6 +129,21 @@ def pretraining(task, tokens: int) -> Recipe:
     passes = min(max(_PRETRAINING_TOKENS / max(tokens, 1), 1), _MOST_PRETRAINING_PASSES)
     tokens_of_step = max(data.global_batch_size * data.seq_length, 1)
     yield "trainer.train_steps", 20 * math.ceil(passes * tokens / tokens_of_step / 20)
+
+
+def distillation(task, rows: int) -> Recipe:
+    """Yields what a student that learns from `rows` texts should have, each once what came before it is set."""
+    encoder = "task.model.encoder.shatter"
+    yield "task.train_data.global_batch_size", _DISTILLATION_BATCH_SIZE
+    yield "learning_rate", pretraining_rate(task.model.encoder.get().hidden_size)
+    yield f"{encoder}.dropout_rate", 0.0
+    yield f"{encoder}.attention_dropout_rate", 0.0
+
+    # The student's vectors can take the place of the teacher's.
+    teacher = task.teacher.get()
+    yield f"{encoder}.embedding_dimensions", task.teacher_dimensions
+    yield f"{encoder}.embedding_unit_length", teacher.embedding_unit_length
+    yield "trainer.train_steps", 20 * math.ceil(rows / task.train_data.global_batch_size / 20)
 
 
 def pretraining_config(tokens: int, on_cpu: bool) -> str:

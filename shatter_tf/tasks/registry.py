@@ -20,6 +20,8 @@ from shatter_tf.errors import UserError, argument, nearest
 from shatter_tf.tasks.answer import QuestionAnsweringConfig
 from shatter_tf.tasks.base import TaskAnswers
 from shatter_tf.tasks.classify import ClassifyConfig
+from shatter_tf.tasks.distil import DistilConfig
+from shatter_tf.tasks.embed import EmbedConfig
 from shatter_tf.tasks.masked_lm import PretrainConfig
 from shatter_tf.tasks.regress import RegressConfig
 from shatter_tf.tasks.tag import TagConfig
@@ -138,4 +140,6 @@ register("shatter/classify", ClassifyConfig)
 register("shatter/regress", RegressConfig)
 register("shatter/tag", TagConfig)
 register("shatter/answer", QuestionAnsweringConfig)
+register("shatter/embed", EmbedConfig)
+register("shatter/distil", DistilConfig)
 plugins.load()

@@ -88,9 +88,18 @@ class RegressTask(ClassifyTask):
     def weights(self, inputs):
         return BaseTask.weights(self, inputs)
 
-    def loss_sums(self, inputs, outputs):
-        errors = tf.square(tf.cast(outputs, tf.float32)[:, 0] - inputs["label_ids"])
-        return dict(loss=tf.reduce_sum(errors * row_weights(inputs)))
+    def _row_factors(self, inputs):
+        return row_weights(inputs)
+
+    def label_losses(self, labels, logits):
+        return tf.square(logits[:, 0] - labels)
+
+    def taught(self, outputs):
+        data = self.task_config.train_data
+        return (outputs["score"] - data.label_mean) / data.label_scale
+
+    def teacher_losses(self, taught, logits):
+        return tf.square(logits[:, 0] - taught)
 
     def build_metrics(self, training=None):
         return []  # Model Garden's only repeats the loss

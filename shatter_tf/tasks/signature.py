@@ -13,7 +13,6 @@ import tensorflow as tf
 
 from shatter_tf.data.tokenizer import Tokenizer
 from shatter_tf.encoders.base import INPUTS
-from shatter_tf.layers.pooling import mean_of_tokens
 
 Tensors = dict[str, tf.Tensor]
 
@@ -68,11 +67,11 @@ def token_ids(predict: Callable[[Tensors], Tensors], decode: Callable[[Tensors, 
 
 
 def embed(encoder, tokenizer: Tokenizer, seq_length: int) -> Signature:
-    """Returns the function from `text` to `embedding`, float32 [B, D]: the mean of the last layer over tokens."""
+    """Returns the function from `text` to `embedding`, float32 [B, D]: the encoder's `text_vectors`."""
     return Signature(strings("text"), encode_texts(tokenizer, seq_length), lambda inputs: embedding(encoder, inputs))
 
 
 def embedding(encoder, inputs: Tensors, training: bool = False) -> Tensors:
     """Returns `embedding`, float32 [B, D], for the encoder's inputs."""
-    outputs = tf.cast(encoder(inputs, training=training)["sequence_output"], tf.float32)
-    return dict(embedding=mean_of_tokens(outputs, inputs["input_mask"]))
+    outputs = encoder(inputs, training=training)["sequence_output"]
+    return dict(embedding=encoder.text_vectors(outputs, inputs["input_mask"]))

@@ -137,6 +137,15 @@ def _sum_over_replicas(tensors):
     return tensors if context.num_replicas_in_sync == 1 else context.all_reduce("SUM", tensors)
 
 
+def of_all_replicas(t: tf.Tensor) -> tf.Tensor:
+    """Returns the tensors [B, ...] of all replicas as one, in their order; gradients find their way back.
+
+    For losses that compare the rows of the global batch with each other.
+    """
+    context = tf.distribute.get_replica_context()
+    return t if context.num_replicas_in_sync == 1 else context.all_gather(t, axis=0)
+
+
 def _sum_over_parts(function: Callable, batch: dict[str, tf.Tensor], number: int, zeros: list) -> list[tf.Tensor]:
     """Returns the sum of `function`'s results, lists like `zeros`, over `number` equal parts of a batch."""
     if number == 1:

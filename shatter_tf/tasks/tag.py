@@ -23,13 +23,15 @@ from shatter_tf.data.tagging import (
     cut_words,
     read_sentences,
     tag_ids,
+    untagged,
 )
 from shatter_tf.encoders.registry import EncoderConfig, build_encoder_for_head
 from shatter_tf.errors import all_of, argument, collected
-from shatter_tf.tasks.base import BaseTask, Data, FineTuning, known_vocabulary, refuse_tfds, row_weights, vocabulary_of
+from shatter_tf.tasks.base import BaseTask, Data, known_vocabulary, label_weights, refuse_tfds, vocabulary_of
 from shatter_tf.tasks.classify import label_names
 from shatter_tf.tasks.signature import Signature, strings
 from shatter_tf.tasks.step import without_autograph
+from shatter_tf.tasks.teaching import Taught, answers, mixed, soft_losses
 
 
 @dataclasses.dataclass
@@ -42,10 +44,10 @@ class ModelConfig(hyperparams.Config):
 
 
 @dataclasses.dataclass
-class TagConfig(FineTuning, cfg.TaskConfig):
+class TagConfig(Taught, cfg.TaskConfig):
     """A tag for each word. `class_names` are the tags, which follow from the data."""
 
-    used = (*FineTuning.used, "class_names")
+    used = (*Taught.used, "class_names")
 
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     class_names: Optional[list[str]] = None
@@ -89,12 +91,16 @@ class TagConfig(FineTuning, cfg.TaskConfig):
             tags |= of_pieces & {tag for sentence in (*sentences, *held_out) for tag in sentence.tags}
 
         vocabulary = vocabulary or vocabulary_of((" ".join(s.words) for s in sentences), train.lower_case)
-        opened = Data(sentences, held_out, vocabulary, train.lower_case, notes=[note, other_note])
+        notes = [note, other_note]
+        opened = Data(sentences, held_out, vocabulary, train.lower_case, notes=notes, normalizer=train.normalizer)
         train.labels = label_names(train, train.input_path, tags)
         config.class_names = validation.labels = train.labels
         for part in (sentences, held_out):
             with collected(opened.problems):
                 tag_ids(part, train.labels)
+        with collected(opened.problems):
+            rows = config.unlabelled_rows()
+            opened.unlabelled = untagged([row.texts[0] for row in rows], train)
         return config, opened
 
     def report(self, data):
@@ -112,7 +118,14 @@ class TagConfig(FineTuning, cfg.TaskConfig):
 
     def problems(self):
         rate = self.model.head_dropout
-        return [] if 0 <= rate < 1 else [f"model.head_dropout={rate} is not in [0, 1)"]
+        found = [] if 0 <= rate < 1 else [f"model.head_dropout={rate} is not in [0, 1)"]
+        return found + self.problems_of_teaching()
+
+    def problems_with(self, teacher):
+        found = super().problems_with(teacher)
+        if not found and teacher.task.train_data.at_punctuation != self.train_data.at_punctuation:
+            found.append(f"{argument('init_teacher')}={teacher.directory}: it was trained on words cut in another way")
+        return found
 
 
 @task_factory.register_task_cls(TagConfig)
@@ -127,6 +140,7 @@ class TagTask(BaseTask):
 
     def __init__(self, params, logging_dir=None, name=None, data=None):
         super().__init__(params, logging_dir, name, data)
+        self._answers: Optional[list[np.ndarray]] = None
         self._is_iob = is_iob(params.class_names)
         more = ("f1", "precision", "recall") if self._is_iob else ("macro_f1",)
         self.aggregated_metrics = (*more, "accuracy")
@@ -143,25 +157,52 @@ class TagTask(BaseTask):
             output="logits",
         )
 
+    def prepare(self):
+        if self.data is None or self.data.teacher is None:
+            return
+
+        def of_row(outputs, batch, i):
+            return outputs["tag_probabilities"][i][batch["label_ids"][i] != NO_TAG]
+
+        self._answers = answers(self.data.teacher, [*self.data.train, *self.data.unlabelled], of_row)
+
+    def build_loader(self, params):
+        if self._answers is None or not params.is_training:
+            return super().build_loader(params)
+        data = self.data
+        return self.loader_class(params, data.train, data.tokenizer, data.unlabelled, self._answers)
+
     def weights(self, inputs):
-        return dict(loss=tf.reduce_sum(tf.cast(self._tags(inputs) != NO_TAG, tf.float32)))
+        has_tag, has_teacher = self._known(inputs)
+        return dict(loss=tf.reduce_sum(tf.cast(has_tag | has_teacher, tf.float32)))
 
     def loss_sums(self, inputs, outputs):
-        tags = self._tags(inputs)
+        has_tag, has_teacher = self._known(inputs)
+        logits = tf.cast(outputs["logits"], tf.float32)
         losses = tf_keras.losses.sparse_categorical_crossentropy(
-            tf.maximum(tags, 0), tf.cast(outputs["logits"], tf.float32), from_logits=True
+            tf.maximum(inputs["label_ids"], 0), logits, from_logits=True
         )
-        return dict(loss=tf.reduce_sum(losses * tf.cast(tags != NO_TAG, tf.float32)))
+        if "taught" in inputs:
+            soft = soft_losses(logits, inputs["taught"], self.task_config.teacher_temperature)
+            losses = mixed(losses, soft, has_tag, has_teacher, self.task_config.teacher_share)
+        return dict(loss=tf.reduce_sum(losses * tf.cast(has_tag | has_teacher, tf.float32)))
+
+    def _known(self, inputs: dict[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns whether each token is a word's first with a tag, and with a teacher's answer, bool [B, L]."""
+        has_tag = self._tags(inputs) != NO_TAG
+        if "taught" not in inputs:
+            return has_tag, tf.zeros_like(has_tag)
+        return has_tag, tf.reduce_any(inputs["taught"] > 0, axis=-1)
 
     def _tags(self, inputs):
-        """Returns the labels, with NO_TAG in padding rows."""
-        return tf.where(row_weights(inputs)[:, tf.newaxis] > 0, inputs["label_ids"], NO_TAG)
+        """Returns the labels, with NO_TAG in rows without."""
+        return tf.where(label_weights(inputs)[:, tf.newaxis] > 0, inputs["label_ids"], NO_TAG)
 
     def build_metrics(self, training=None):
         return [tf_keras.metrics.SparseCategoricalAccuracy("accuracy")] if training else []
 
     def process_metrics(self, metrics, labels, model_outputs):
-        tags = labels["label_ids"]
+        tags = self._tags(labels)
         for metric in metrics:
             metric.update_state(tf.maximum(tags, 0), model_outputs["logits"], sample_weight=tags != NO_TAG)
 

@@ -54,6 +54,7 @@ def problems(params: cfg.ExperimentConfig, vocabulary_size: int) -> list[str]:
         *_optimizer_problems(trainer.optimizer_config),
         *_precision_problems(params.runtime),
         *_remote_problems(params),
+        *_batch_problems(params),
         *of_devices,
     ]
 
@@ -116,7 +117,7 @@ def _encoder_problems(config: EncoderConfig, vocabulary_size: int) -> Iterator[s
 
 
 def _data_problems(task: cfg.TaskConfig, vocabulary_size: int) -> Iterator[str]:
-    for name in ("vocab_file", "lower_case"):
+    for name in ("vocab_file", "lower_case", "normalizer"):
         own, training = (getattr(data, name, None) for data in (task.validation_data, task.train_data))
         if own != training:
             yield f"task.validation_data.{name}={own} is not that of training, {training}; leave it out"
@@ -147,6 +148,12 @@ def _precision_problems(runtime: cfg.RuntimeConfig) -> Iterator[str]:
         yield f"runtime.loss_scale={runtime.loss_scale} is for runtime.mixed_precision_dtype=float16"
     elif runtime.loss_scale not in (None, "dynamic"):
         yield f"runtime.loss_scale={runtime.loss_scale}: a fixed scale would not skip steps; use dynamic"
+
+
+def _batch_problems(params: cfg.ExperimentConfig) -> Iterator[str]:
+    steps = params.trainer.accumulation_steps
+    if params.task.whole_batches and steps > 1:
+        yield f"trainer.accumulation_steps={steps}: this task compares the rows of a batch, and needs it in one part"
 
 
 def _remote_problems(params: cfg.ExperimentConfig) -> Iterator[str]:

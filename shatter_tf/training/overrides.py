@@ -29,6 +29,8 @@ FLAGS = {
     "dev_file": "task.validation_data.input_path",
     "text_fields": "task.train_data.text_fields",
     "label_field": "task.train_data.label_field",
+    "cache_teacher": "task.cache_teacher",
+    "unlabelled_file": "task.unlabelled_file",
 }
 ENCODER = ("task", "model", "encoder")
 

@@ -3,6 +3,7 @@
 experiment.json   the experiment's name, casing, the hashes of vocabulary and training data
 params.yaml       every setting, including the label names
 vocab.txt         the vocabulary
+normalizer.json   how text is normalized for it, if not in our own way
 ckpt-*, best/     checkpoints: the newest, and the one whose evaluation was best
 data.json         what the training data is like
 metrics.json      the metrics of the last evaluation, and of simple models on the same rows
@@ -29,7 +30,14 @@ from official.core import config_definitions as cfg
 
 from shatter_tf import __version__
 from shatter_tf.data.corpus.shards import VOCABULARY_FILE
-from shatter_tf.data.vocabulary import is_of_hash, read_vocabulary, vocabulary_hash
+from shatter_tf.data.vocabulary import (
+    NORMALIZER_FILE,
+    check_normalizer,
+    is_of_hash,
+    read_vocabulary,
+    vocabulary_hash,
+    write_normalizer,
+)
 from shatter_tf.errors import UserError, argument, first_line
 from shatter_tf.files import INCOMPLETE, LOCK_FILE, check_name, contents, held, write_whole
 from shatter_tf.tasks.base import Data
@@ -46,6 +54,9 @@ DATA_FILE = "data.json"
 # Where data was found, which does not change what it is.
 _LOCATION = ("where", "path", "lines")
 
+# What older runs did not hash; `check` compares it.
+_NOT_HASHED = ("normalizer",)
+
 
 @dataclasses.dataclass
 class Run:
@@ -57,6 +68,8 @@ class Run:
       before: what `model_dir` holds, if it is resumed.
       data_sha256: the hash of the training data's content, once it was needed.
       facts: what the training data is like, once that was reported.
+      normalizer: of the tokenizer, as `lower_case` is.
+      converted_from: of what other software wrote and `shatter convert` read: its name, and the SHA-256 of its weights.
     """
 
     experiment: str
@@ -68,6 +81,8 @@ class Run:
     before: Optional["Run"] = None
     data_sha256: Optional[str] = None
     facts: dict[str, Any] = dataclasses.field(default_factory=dict)
+    normalizer: str = ""
+    converted_from: Optional[dict[str, str]] = None
 
     @property
     def labels(self) -> list[str]:
@@ -92,6 +107,8 @@ def read(model_dir: str, name: str = "model_dir") -> Run:
             about = json.load(f)
         experiment = about["experiment"]
         lower_case = about["lower_case"]
+        normalizer = about.get("normalizer", "")
+        check_normalizer(normalizer, f"{EXPERIMENT_FILE}: normalizer={normalizer}")
         sha256 = about["vocabulary_sha256"]
         params = get_experiment(experiment)
         with tf.io.gfile.GFile(os.path.join(model_dir, PARAMS_FILE)) as f:
@@ -106,7 +123,10 @@ def read(model_dir: str, name: str = "model_dir") -> Run:
     vocabulary = read_vocabulary(os.path.join(model_dir, VOCABULARY_FILE))
     if not is_of_hash(vocabulary, sha256):
         raise UserError(f"{os.path.join(model_dir, VOCABULARY_FILE)}: not the vocabulary the model was trained with")
-    return Run(experiment, params, vocabulary, lower_case, data_sha256=about.get("data_sha256"))
+    data_sha256 = about.get("data_sha256")
+    run = Run(experiment, params, vocabulary, lower_case, data_sha256=data_sha256, normalizer=normalizer)
+    run.converted_from = about.get("converted_from")
+    return run
 
 
 def check(model_dir: str, run: Run) -> None:
@@ -121,6 +141,11 @@ def check(model_dir: str, run: Run) -> None:
     if not exists(model_dir):
         raise UserError(f"{argument('model_dir')}={model_dir}: not empty, and not a training directory; name a new one")
     before = read(model_dir)
+    if before.converted_from:
+        raise UserError(
+            f"{argument('model_dir')}={model_dir}: made by `shatter convert`, which no training changes; start from it "
+            f"with {argument('init_checkpoint')}={model_dir}, and name a new {argument('model_dir')}"
+        )
     if before.experiment != run.experiment:
         raise UserError(
             f"{argument('model_dir')}={model_dir}: holds a run of {before.experiment}, not of {run.experiment}"
@@ -135,7 +160,7 @@ def check(model_dir: str, run: Run) -> None:
         raise UserError(
             f"{argument('model_dir')}={model_dir}: holds another model ({'; '.join(changed)}); name a new directory"
         )
-    if before.vocabulary != run.vocabulary or before.lower_case != run.lower_case:
+    if (before.vocabulary, before.lower_case, before.normalizer) != (run.vocabulary, run.lower_case, run.normalizer):
         raise UserError(
             f"{argument('model_dir')}={model_dir}: was trained with another vocabulary; name a new directory"
         )
@@ -145,7 +170,7 @@ def check(model_dir: str, run: Run) -> None:
 
 def _only_begun(model_dir: str, run: Run) -> bool:
     """Whether `model_dir` holds only what `write` leaves when it is killed or finds the disk full."""
-    files = [VOCABULARY_FILE, PARAMS_FILE, EXPERIMENT_FILE]
+    files = [VOCABULARY_FILE, *([NORMALIZER_FILE] if run.normalizer else []), PARAMS_FILE, EXPERIMENT_FILE]
     names = sorted(contents(model_dir))
     for i, file in enumerate(files):
         if names in (sorted(files[:i]), sorted([*files[:i], file + INCOMPLETE])):
@@ -200,17 +225,21 @@ def write(model_dir: str, run: Run) -> None:
     """Records `run` in `model_dir`, which `check` has passed."""
     tf.io.gfile.makedirs(model_dir)
     write_whole(os.path.join(model_dir, VOCABULARY_FILE), "\n".join(run.vocabulary) + "\n")
+    write_normalizer(model_dir, run.normalizer, run.lower_case)
     write_whole(os.path.join(model_dir, PARAMS_FILE), yaml.safe_dump(_plain(run.params.as_dict()), sort_keys=False))
     if run.facts:
         write_whole(os.path.join(model_dir, DATA_FILE), json.dumps(run.facts, indent=1, ensure_ascii=False) + "\n")
     about = dict(
         experiment=run.experiment,
         lower_case=run.lower_case,
+        normalizer=run.normalizer,
         vocabulary_sha256=vocabulary_hash(run.vocabulary),
         data_sha256=run.data_sha256 or (content_hash(run.data.train) if run.data else None),
         shatter_tf=__version__,
         tensorflow=tf.__version__,
     )
+    if run.converted_from:
+        about["converted_from"] = run.converted_from
     write_whole(os.path.join(model_dir, EXPERIMENT_FILE), json.dumps(about, indent=1) + "\n")
 
 
@@ -230,7 +259,9 @@ def content_hash(data: Any) -> Optional[str]:
 
 def _content(item: Any) -> list:
     """Returns the content of a dataclass; raises TypeError for anything else."""
-    return [getattr(item, field.name) for field in dataclasses.fields(item) if field.name not in _LOCATION]
+    return [
+        getattr(item, field.name) for field in dataclasses.fields(item) if field.name not in _LOCATION + _NOT_HASHED
+    ]
 
 
 def _plain(value):

@@ -72,6 +72,7 @@ class Session:
 
     def _build(self, start_step: int) -> None:
         task = task_factory.get_task(self.params.task, logging_dir=self.model_dir, data=self.run.data)
+        task.prepare()
         self.trainer = Trainer(
             self.params,
             task,

@@ -22,7 +22,7 @@ from shatter_tf.data.corpus.shards import VOCABULARY_FILE
 from shatter_tf.encoders import registry as encoders
 from shatter_tf.errors import UserError, argument, collected, raise_all
 from shatter_tf.tasks import registry
-from shatter_tf.tasks.base import Data, Pretrained
+from shatter_tf.tasks.base import Data, Pretrained, Teacher
 from shatter_tf.tasks.registry import get_experiment
 from shatter_tf.training import checks, device, distribution, run_dir, trial
 from shatter_tf.training.overrides import (
@@ -43,9 +43,11 @@ _SHARED_DATA_FIELDS = [
     "global_batch_size",
     "seq_length",
     "mask_rate",
+    "shortest",
     "max_predictions_per_seq",
     "vocab_file",
     "lower_case",
+    "normalizer",
     "doc_stride",
     "max_query_length",
     "labels",
@@ -74,6 +76,7 @@ def resolve(
     params_override: str = "",
     data_dir: Optional[str] = None,
     init_checkpoint: Optional[str] = None,
+    init_teacher: Optional[str] = None,
     model_dir: Optional[str] = None,
     budget: Optional[float] = None,
     **flags: Any,
@@ -112,12 +115,21 @@ def resolve(
         with collected(problems):
             initial = run_dir.read(initial_dir, "init_checkpoint")
 
+    teacher = None
+    if init_teacher:
+        with collected(problems):
+            run = run_dir.read(init_teacher, "init_teacher")
+            teacher = Teacher(init_teacher, run.vocabulary, run.lower_case, run.normalizer, run.params.task)
+
     # Settings: what was given, then what the data decides, then what follows.
     params, given = combine(experiment, config_file, params_override, initial, init_checkpoint, flags)
     if params.task.init_checkpoint != (init_checkpoint if initial else ""):
         problems.append(
             f"task.init_checkpoint={params.task.init_checkpoint}: give {argument('init_checkpoint')}, which is checked"
         )
+    if teacher:
+        with collected(problems):
+            params.task.learn_from(teacher)
     # A vocabulary that was trained on the task's own texts stays what it was, as does one whose file is gone.
     vocab_file = getattr(params.task.train_data, "vocab_file", None)  # a corpus has its own
     is_ours = not tf.io.gfile.exists(vocab_file) if vocab_file else not initial
@@ -127,10 +139,16 @@ def resolve(
             given = merge(given, nested("task.train_data.vocab_file", params.task.train_data.vocab_file))
     data = None
     if not problems:  # else it is not known which vocabulary the data is for
-        pretrained = initial and Pretrained(initial_dir, initial.vocabulary, initial.lower_case)
+        pretrained = initial and Pretrained(initial_dir, initial.vocabulary, initial.lower_case, initial.normalizer)
         with collected(problems):
             params.task, data = params.task.open_data(data_dir, pretrained)
             problems += data.problems
+            normalizer = getattr(params.task.train_data, "normalizer", data.normalizer)
+            if normalizer != data.normalizer:  # of another package's task, which does not know it
+                problems.append(f"task.train_data.normalizer={normalizer}: this task does not pass it to its Data")
+            if teacher:
+                data.teacher = teacher
+                problems += params.task.problems_with(teacher)
             if initial and initial.vocabulary != data.vocabulary:
                 problems.append(
                     f"{argument('init_checkpoint')}={init_checkpoint}: its vocabulary is not the one of this run"
@@ -148,7 +166,16 @@ def resolve(
     problems += checks.problems(resolved, len(vocabulary))
     if 0 < resolved.trainer.train_steps < step:
         problems.append(f"trainer.train_steps={resolved.trainer.train_steps}: the run has already taken {step} steps")
-    run = Run(experiment, resolved, vocabulary, data.lower_case if data else True, data, {} if before else said, before)
+    run = Run(
+        experiment,
+        resolved,
+        vocabulary,
+        data.lower_case if data else True,
+        data,
+        {} if before else said,
+        before,
+        normalizer=data.normalizer if data else "",
+    )
     if model_dir and data:
         with collected(problems):
             run_dir.check(model_dir, run)
@@ -268,8 +295,9 @@ def combine(
     if initial:
         params.task.model.encoder.override(initial.params.task.model.encoder.as_dict(), is_strict=True)
         params.task.init_checkpoint = init_checkpoint
-        if hasattr(params.task.train_data, "lower_case"):
-            params.task.train_data.lower_case = initial.lower_case
+        for name in ("lower_case", "normalizer"):
+            if hasattr(params.task.train_data, name):
+                setattr(params.task.train_data, name, getattr(initial, name))
     given = override_all(params, config_file, params_override, flags or {})
     _share_with_validation(params.task, given)
     return params, given

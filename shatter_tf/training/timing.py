@@ -60,6 +60,7 @@ class TrainingStep:
         self.compute_dtype = tf_keras.mixed_precision.global_policy().compute_dtype
 
         task = task_factory.get_task(params.task, data=data)
+        task.prepare()
         self.model = model = task.build_model()
         self.optimizer = optimizer = task.create_optimizer(params.trainer.optimizer_config, params.runtime)
         metrics = task.build_metrics()

@@ -33,13 +33,16 @@ from shatter_tf.data.documents import (
 from shatter_tf.data.streams import plain_name
 from shatter_tf.data.text import chunks
 from shatter_tf.data.vocabulary import (
+    NORMALIZER_FILE,
     UNKNOWN,
     check_vocabulary,
     is_ordinary,
+    read_normalizer,
     read_vocabulary,
     suitable_size,
     train_vocabulary,
     vocabulary_hash,
+    write_normalizer,
 )
 from shatter_tf.errors import UserError, argument, first_line
 from shatter_tf.files import INCOMPLETE, contents, publish, real_path
@@ -84,6 +87,7 @@ def build_corpus(
     # What there is to do.
     _check_is_free(output_dir)
     vocabulary = read_vocabulary(vocab_file) if vocab_file else None
+    normalizer, lower_case = _find_normalizer(vocab_file, cased) if vocab_file else ("", not cased)
     held_out, others = _find_sources(input, validation_input, text_field)
     found = survey(held_out + others, layout, errors)
     _say_what_is_read(held_out + others, found)
@@ -106,10 +110,11 @@ def build_corpus(
             min_characters=min_characters,
             keep_duplicates=keep_duplicates,
             vocabulary=vocabulary or [],
-            lower_case=not cased,
+            lower_case=lower_case,
             validation_fraction=0.0 if held_out else fraction,
             num_shards=num_shards,
             directory=directory,
+            normalizer=normalizer,
         )
         if vocabulary:
             _check_vocabulary(job, f"{argument('vocab_file')}={vocab_file}")
@@ -130,10 +135,27 @@ def build_corpus(
         # What is in them.
         with tf.io.gfile.GFile(os.path.join(directory, VOCABULARY_FILE), "w") as f:
             f.write("\n".join(job.vocabulary) + "\n")
+        write_normalizer(directory, job.normalizer, job.lower_case)
         corpus = _describe(written, job, seq_length)
         corpus.write(directory)
     _say_what_was_read(written.counts, len(job.sources))
     return corpus
+
+
+def _find_normalizer(vocab_file: str, cased: bool) -> tuple[str, bool]:
+    """Returns the normalizer of a given vocabulary, and whether it is uncased; raises UserError for another casing."""
+    found = read_normalizer(vocab_file)
+    if found is None:
+        return "", not cased
+
+    normalizer, lower_case = found
+    where = f"{argument('vocab_file')}={vocab_file}"
+    if cased and lower_case:
+        raise UserError(
+            f"{argument('cased')}: {where} is uncased, says {NORMALIZER_FILE} beside it; leave out {argument('cased')}"
+        )
+    say(f"{where}: {'uncased' if lower_case else 'cased'}, normalizer {normalizer}, says {NORMALIZER_FILE} beside it")
+    return normalizer, lower_case
 
 
 def _check_vocabulary(job: Job, where: str) -> None:
@@ -319,13 +341,14 @@ def _describe(written: Written, job: Job, seq_length: int) -> Corpus:
         vocabulary_size=len(job.vocabulary),
         vocabulary_sha256=vocabulary_hash(job.vocabulary),
         lower_case=job.lower_case,
-        unicode_normalization="NFC",
+        unicode_normalization="" if job.normalizer else "NFC",
         seq_length=seq_length,
         unknown_tokens=int(written.wordpieces[job.vocabulary.index(UNKNOWN)]),
         unigram_entropy=_entropy(ordinary_counts),
         sources=sources[job.num_held_out :] + sources[: job.num_held_out],
         train=written.split(TRAIN),
         validation=written.split(VALIDATION),
+        normalizer=job.normalizer,
     )
 
 

@@ -47,6 +47,7 @@ class Job:
     num_shards: dict[str, int]  # of each split; some may stay empty
     directory: str  # where shards are written
     longest: int = MAX_DOCUMENT_CHARACTERS  # characters of a document, about; it is cut there
+    normalizer: str = ""  # that the vocabulary needs
 
     def read(self, source: int, counts: collections.Counter) -> Iterator[Document]:
         """Yields the documents of a source that are neither empty nor short, and adds to `counts`."""
@@ -70,7 +71,7 @@ class Job:
                     counts[DUPLICATES] += 1
 
     def tokenizer(self) -> Tokenizer:
-        return Tokenizer(self.vocabulary, self.lower_case)
+        return Tokenizer(self.vocabulary, self.lower_case, self.normalizer)
 
     def place(self, document: Document) -> tuple[str, int]:
         """Returns the split and the shard number of a document, by the hash of its text."""

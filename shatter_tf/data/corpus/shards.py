@@ -13,7 +13,7 @@ import typing
 
 import tensorflow as tf
 
-from shatter_tf.data.vocabulary import is_of_hash, read_vocabulary
+from shatter_tf.data.vocabulary import NORMALIZERS, is_of_hash, read_vocabulary
 from shatter_tf.errors import UserError
 
 TRAIN, VALIDATION = "train", "validation"
@@ -49,6 +49,7 @@ class Corpus:
     sources: list[dict]
     train: list[Shard]
     validation: list[Shard]
+    normalizer: str = ""  # see `Tokenizer`
     vocabulary: list[str] = dataclasses.field(default_factory=list, init=False, repr=False)  # not in corpus.json
 
     def write(self, directory: str) -> None:
@@ -58,6 +59,8 @@ class Corpus:
 
         description = dataclasses.asdict(self)
         del description["vocabulary"]
+        if not self.normalizer:
+            del description["normalizer"]
         with tf.io.gfile.GFile(os.path.join(directory, CORPUS_FILE), "w") as f:
             json.dump(description, f, indent=1, ensure_ascii=False)
 
@@ -76,6 +79,8 @@ class Corpus:
                 _check_types(item)
             if not corpus.train:
                 raise ValueError("no shards for training")
+            if corpus.normalizer not in NORMALIZERS:
+                raise ValueError(f"normalizer={corpus.normalizer!r}")
         except (ValueError, TypeError) as error:
             raise UserError(f"{path}: not a corpus description ({error})") from error
 

@@ -12,7 +12,7 @@ from official.modeling import hyperparams, tf_utils
 from official.nlp.modeling import layers, networks
 from official.projects.roformer.roformer_encoder_block import RoformerEncoderBlock
 
-from shatter_tf.encoders.base import Drawable, as_config
+from shatter_tf.encoders.base import Drawable, Embedder, as_config
 from shatter_tf.encoders.bert.config import BertConfig
 from shatter_tf.layers.activations import feed_forward_activation
 from shatter_tf.layers.masks import same_document
@@ -102,7 +102,7 @@ class _NormedBlock(tf_keras.layers.Layer):
 
 @hyperparams.bind(BertConfig)
 @tf_keras.utils.register_keras_serializable(package="shatter_tf")
-class BertBaseline(Drawable, networks.BertEncoderV2):
+class BertBaseline(Drawable, Embedder, networks.BertEncoderV2):
     """Model Garden's BertEncoderV2 with BertConfig's settings; the same inputs and outputs as ShatterEncoder.
 
     Example:
@@ -168,6 +168,7 @@ class BertBaseline(Drawable, networks.BertEncoderV2):
         if config.norm_first:
             blocks[-1] = _NormedBlock(blocks[-1], name="last_block")
         self._transformer_layers = blocks
+        self.add_embedding_map()
         if config.pooling == "mean":
             self.freeze_pooler()
 
