@@ -62,6 +62,30 @@ def with_home(value: str) -> str:
     return re.sub(r"^~$|(?<![^,=])~[^/,=]*(?=/)", lambda match: os.path.expanduser(match[0]), value)
 
 
+def seconds(duration: str) -> float:
+    """Returns a duration in seconds.
+
+    Example:
+    >>> seconds("90s"), seconds("60m"), seconds("1h30m")
+    (90.0, 3600.0, 5400.0)
+    """
+    match = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", duration)
+    if not match or not any(match.groups()):
+        raise argparse.ArgumentTypeError(f"{duration}: give hours, minutes and seconds, as in 1h30m")
+    hours, minutes, rest = (float(number or 0) for number in match.groups())
+    return 3600 * hours + 60 * minutes + rest
+
+
+def names(value: str) -> list[str]:
+    """Returns the names in a list with commas.
+
+    Example:
+    >>> names("premise, hypothesis")
+    ['premise', 'hypothesis']
+    """
+    return [name.strip() for name in value.split(",") if name.strip()]
+
+
 def new_parser(command: str, description: str) -> argparse.ArgumentParser:
     """Returns a parser for a command, whose help keeps the lines of `description`.
 

@@ -13,7 +13,7 @@ match and F1, as SQuAD does. Labels that the model does not know count as wrong.
 
 import argparse
 
-from shatter_tf.console import importing, new_parser, run
+from shatter_tf.console import importing, names, new_parser, run
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
@@ -23,7 +23,9 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--output", metavar="FILE", help="gets each row with its prediction: .jsonl, .csv or .tsv")
     parser.add_argument("--json", metavar="FILE", help="gets all figures")
     parser.add_argument("--pictures", metavar="DIR", help="gets pictures: confusion, reliability")
-    parser.add_argument("--text_fields", default="", metavar="A[,B]", help="columns of the texts [by their names]")
+    parser.add_argument(
+        "--text_fields", default=[], type=names, metavar="A[,B]", help="columns of the texts [by their names]"
+    )
     parser.add_argument("--label_field", default="", metavar="C", help="column of the label [by its name]")
     parser.add_argument("--label_separator", default="", metavar="S", help="between several labels in a cell [none]")
     parser.add_argument(
@@ -39,8 +41,7 @@ def main(argv: list[str]) -> None:
     with importing():
         from shatter_tf.measuring.evaluation import job, kind
 
-    fields = [name for name in args.text_fields.split(",") if name]
-    source = kind.Source(args.input, fields, args.label_field, args.label_separator)
+    source = kind.Source(args.input, args.text_fields, args.label_field, args.label_separator)
     job.evaluate(args.model, source, args.output, args.json, args.pictures, args.trust)
 
 

@@ -14,37 +14,12 @@ newest checkpoint in MODEL_DIR, with the settings it began with; on SIGTERM and 
 """
 
 import argparse
-import re
 import sys
 
-from shatter_tf.console import importing, new_parser, run
+from shatter_tf.console import importing, names, new_parser, run, seconds
 from shatter_tf.training.preemption import StopRequest
 
 MODES = ("train_and_eval", "train", "eval")
-
-
-def seconds(duration: str) -> float:
-    """Returns a duration in seconds.
-
-    Example:
-    >>> seconds("90s"), seconds("60m"), seconds("1h30m")
-    (90.0, 3600.0, 5400.0)
-    """
-    match = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", duration)
-    if not match or not any(match.groups()):
-        raise argparse.ArgumentTypeError(f"{duration}: give hours, minutes and seconds, as in 1h30m")
-    hours, minutes, rest = (float(number or 0) for number in match.groups())
-    return 3600 * hours + 60 * minutes + rest
-
-
-def names(value: str) -> list[str]:
-    """Returns the names in a list with commas.
-
-    Example:
-    >>> names("premise, hypothesis")
-    ['premise', 'hypothesis']
-    """
-    return [name.strip() for name in value.split(",") if name.strip()]
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
@@ -67,9 +42,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--init_checkpoint", metavar="DIR", help="model_dir to take vocabulary, encoder and weights from"
     )
-    parser.add_argument(
-        "--init_teacher", metavar="DIR", help="model_dir of the run to learn from; see docs/tasks/distil.md"
-    )
+    parser.add_argument("--init_teacher", metavar="DIR", help="model_dir of the run to learn from")
     parser.add_argument("--unlabelled_file", metavar="F", help="texts without labels, to learn from the teacher")
     parser.add_argument(
         "--cache_teacher", action="store_const", const=True, help="let the teacher read all texts once, before training"

@@ -17,10 +17,11 @@ import tensorflow as tf
 from official.nlp.data import data_loader_factory
 
 from shatter_tf.data.batches import batches_of_rows
-from shatter_tf.data.corpus.shards import Corpus
+from shatter_tf.data.corpus.shards import TRAIN, VALIDATION, Corpus
 from shatter_tf.data.masking import mask_row
 from shatter_tf.data.pretraining import PretrainDataConfig
 from shatter_tf.data.vocabulary import CLS, MASK, PAD, SEP, is_ordinary
+from shatter_tf.errors import UserError
 
 _FEWEST = 4  # tokens of a piece; what is shorter says little
 
@@ -88,6 +89,9 @@ class DistilDataLoader:
       params: of the data.
       corpus: what `params.input_path` holds; it is read if left out.
       vectors: the teacher's, of all rows, float [rows, dimensions]; batches then have them.
+
+    Raises:
+      UserError: when there is no text.
     """
 
     def __init__(self, params: DistilDataConfig, corpus: Optional[Corpus] = None, vectors: Optional[np.ndarray] = None):
@@ -103,6 +107,9 @@ class DistilDataLoader:
         cuts = cut_into_pieces(lengths, params.shortest, params.seq_length - 2, rng)
         lengths = np.diff(cuts)
         kept = lengths >= _FEWEST
+        if not kept.any():
+            split = TRAIN if params.is_training else VALIDATION
+            raise UserError(f"{params.input_path}: no {split} text of {_FEWEST} wordpieces or more; prepare more text")
         self._tokens = tokens[np.repeat(kept, lengths)]
         self._begins = np.cumsum(lengths[kept]) - lengths[kept]
         self.lengths = lengths[kept] + 2

@@ -18,7 +18,7 @@ from shatter_tf.data import streams, tables
 from shatter_tf.data.batches import TextDataConfig, batches_of_rows
 from shatter_tf.data.columns import text_of
 from shatter_tf.data.labelled import ALL, HELD_OUT, Row, hold_out, label_numbers, padded_lengths
-from shatter_tf.data.names import IDS, MATCHES, PAIRS, SCORES, TEXTS, TRIPLETS, fold
+from shatter_tf.data.names import IDS, KNOWN, MATCHES, PAIRS, SCORES, TEXTS, TRIPLETS, fold
 from shatter_tf.data.sentences import first_known, given, left_out
 from shatter_tf.data.single_column import single_column
 from shatter_tf.data.streams import read_lines, whole_characters
@@ -30,7 +30,12 @@ from shatter_tf.errors import UserError, all_of, argument
 LINES = ".txt"  # a text on each line
 EXTENSIONS = (*tables.EXTENSIONS, LINES)
 
-_EXPECTED = [*{name for names in (*TRIPLETS, *MATCHES) for name in names}, *SCORES]
+# Names of columns that are known here only; a first line with one of them is a header.
+_EXPECTED = [
+    name
+    for name in dict.fromkeys((*(n for names in (*TRIPLETS, *MATCHES) for n in names), *SCORES))
+    if name not in KNOWN
+]
 _SEVERAL = ("positive", "negative", "pos", "neg", "hard_neg")  # and a number: names of columns of which there are many
 
 

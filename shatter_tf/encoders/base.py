@@ -128,11 +128,13 @@ class Drawable:
 class Embedder:
     """A mixin for encoders, layers with a `config`: the one vector of a text, to search and compare texts by."""
 
-    embedding_map: Optional[tf_keras.layers.Layer] = None
+    # Set by `add_embedding_map`: Keras does not track what a class has already.
+    embedding_map: Optional[tf_keras.layers.Layer]
 
     def add_embedding_map(self) -> None:
-        """Sets `embedding_map` where the config has one; it is frozen until a task trains it."""
+        """Sets `embedding_map`, None unless the config has one; it is frozen until a task trains it."""
         config = self.config
+        self.embedding_map = None
         if not config.embedding_dimensions:
             return
         self.embedding_map = tf_keras.layers.Dense(

@@ -33,6 +33,8 @@ def load_encoder(model_dir: str) -> tf_keras.layers.Layer:
 def load_text_encoder(model_dir: str, seq_length: Optional[int] = None, **kwargs) -> TextEncoder:
     """Returns the encoder of any run as a Keras layer of strings, with the weights that `load_encoder` takes.
 
+    Its `encode` gives the vectors of any number of texts, and its `similarity` compares them.
+
     Args:
       model_dir: where the run lives.
       seq_length: of the layer; None takes the run's.
