@@ -4,10 +4,14 @@ VENV = .venv
 # A test process for each core, up to 4, which grow to 3 GB where there are two; one that is idle takes over tests.
 PYTEST = $(VENV)/bin/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal
 
-.PHONY: demo test test-slow test-all test-wheel lint tpu-compiler gpu-compiler
+.PHONY: demo demo-distil test test-slow test-all test-wheel lint tpu-compiler gpu-compiler
 
 demo: $(VENV)/installed
 	bash demo/demo.sh
+
+# The same from a BERT, which teaches a Shatter.
+demo-distil: $(VENV)/installed
+	bash demo/distil.sh
 
 test: lint
 	$(PYTEST) -m "not slow"

