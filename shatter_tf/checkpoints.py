@@ -1,5 +1,6 @@
 """Finds checkpoints, and restores from another run's without silent gaps."""
 
+import contextlib
 import os
 import re
 from collections.abc import Callable
@@ -198,8 +199,9 @@ def _restore_pretrained(
     names = []
     for name, item in items.items():
         if name in stored:
-            _restore_part(name, item, f"{where}={checkpoint}", checkpoint, len(stored[name]))
-            restored.update({variable.ref() for variable in item.variables})
+            with _without_new_map(item, stored[name]):
+                _restore_part(name, item, f"{where}={checkpoint}", checkpoint, len(stored[name]))
+                restored.update({variable.ref() for variable in item.variables})
             names.append(name)
     if not restored:
         raise UserError(f"{where}={checkpoint}: nothing in it fits this model ({', '.join(items)})")
@@ -214,6 +216,20 @@ def _restore_pretrained(
         f"new: {len(new)} variables, {count_parameters(new):,} numbers{of_heads}; "
         f"not used: {', '.join(unused) or 'nothing'}"
     )
+
+
+@contextlib.contextmanager
+def _without_new_map(item: tf_keras.layers.Layer, keys: set[str]):
+    """Takes an encoder's embedding map away while the rest is restored, if the checkpoint with these keys has none."""
+    embedding_map = getattr(item, "embedding_map", None)
+    if embedding_map is None or any("/embedding_map/" in key for key in keys):
+        yield
+        return
+    item.embedding_map = None
+    try:
+        yield
+    finally:
+        item.embedding_map = embedding_map
 
 
 def _restore_part(name: str, item: tf_keras.layers.Layer, where: str, checkpoint: str, stored: int) -> None:

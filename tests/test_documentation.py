@@ -18,11 +18,14 @@ import sys
 import textwrap
 
 import filelock
+import numpy as np
 import pytest
 import tf_keras
+from hugging_face import CONFIG, random_weights, write_bert
 
 from shatter_tf import __main__ as program
 from shatter_tf import config_files
+from shatter_tf.data.vocabulary import SPECIAL_TOKENS
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = {str(path.relative_to(ROOT)): path for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]}
@@ -192,6 +195,17 @@ def write_data(directory: pathlib.Path) -> None:
         dict(text=sentence, labels=[["delivery", "packaging"], ["delivery"], [], ["packaging"]][i])
         for sentence, i in numbered
     ]
+    words = sorted({word for sentence in SENTENCES for word in sentence.split()} | set("0123456789abcdefghijklmnop"))
+    vocabulary = [*SPECIAL_TOKENS, *words, *(f"##{i}" for i in range(10))]
+    config = dict(CONFIG, max_position_embeddings=128, vocab_size=len(vocabulary))
+    weights = random_weights(positions=128, rows=len(vocabulary))
+    write_bert(directory / "all-MiniLM-L6-v2", weights, config, vocabulary)
+    pairs = [dict(query=sentence, document=f"{sentence} {i}") for i, sentence in enumerate(SENTENCES * 5)]
+    (directory / "my_pairs").mkdir()
+    for split in ("train", "dev"):
+        (directory / f"my_pairs/{split}.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    (directory / "more.jsonl").write_text("".join(json.dumps(dict(text=pair["document"])) + "\n" for pair in pairs))
+
     (directory / "my_text").mkdir(parents=True)
     (directory / "my_text/a.txt").write_text(text)
     for name, (extension, content) in files.items():
@@ -256,7 +270,7 @@ def test_the_readme(tmp_path, monkeypatch):
     """Each of its blocks of commands begins with nothing but the user's files."""
     assert not programs("README.md")
     ways = [way for way in map(commands_of, blocks("README.md")) if way]
-    assert len(ways) >= 3  # the doctor, with text, with labels only
+    assert len(ways) >= 4  # from a BERT, the doctor, with text, with labels only
     for i, way in enumerate(ways):
         write_data(tmp_path / str(i))
         monkeypatch.chdir(tmp_path / str(i))
@@ -291,6 +305,25 @@ def test_the_tutorial(tutorial, monkeypatch):
     monkeypatch.chdir(base)
     (variables,) = run_programs("docs/tutorial.md")
     assert variables["vectors"].shape == (2, 16)
+
+
+@pytest.mark.slow
+def test_distillation(follow):
+    outputs = follow("docs/tasks/distil.md")
+    trained = [output for command, output in outputs.items() if "shatter/distil" in command]
+    assert "teacher_cosine" in trained[0]
+    learned = [output for command, output in outputs.items() if "unlabelled_file" in command]
+    assert "more.jsonl: 20 without labels" in learned[0]
+
+
+@pytest.mark.slow
+def test_embedding(follow):
+    outputs = follow("docs/tasks/embed.md", "runs/pretrain")
+    (answer,) = answers(outputs, "served/embed")[:1]
+    assert len(answer["embedding"]) == 16
+    assert np.load("vectors.npy").shape == (20, 16)
+    (variables,) = run_programs("docs/tasks/embed.md")
+    assert variables["nearest"] in (0, 1)
 
 
 @pytest.mark.slow

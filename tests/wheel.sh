@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs the README's two ways in with an installed shatter_tf and nothing else, in an empty directory; only the hour of
+# Runs the README's ways in from text and from labels with an installed shatter_tf and nothing else, in an empty directory; only the hour of
 # pretraining is cut to seconds. `make test-wheel` runs it:
 #
 #   tests/wheel.sh ENVIRONMENT
@@ -31,6 +31,7 @@ python - <<'PYTHON'
 import importlib.util
 import shatter_tf
 assert "site-packages" in shatter_tf.__file__, shatter_tf.__file__
+import shatter_tf.converting.job  # what it needs is there
 assert not any(map(importlib.util.find_spec, ("cv2", "kaggle", "pycocotools")))
 PYTHON
 
@@ -56,7 +57,7 @@ PYTHON
 # The commands, a line each.
 python - "$README" >commands.txt <<'PYTHON'
 import re, sys
-page = open(sys.argv[1]).read().split("## Two ways in")[1].split("\n## ")[0].replace("\\\n", " ")
+page = open(sys.argv[1]).read().split("## Three ways in")[1].split("\n## ")[0].replace("\\\n", " ")
 commands = re.findall(r"^    (shatter .+)$", page, re.M)
 assert len(commands) == 8, commands
 print("\n".join(commands).replace("--budget=60m", "--budget=40s"))

@@ -9,6 +9,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from shatter_tf.console import say, warn
+from shatter_tf.data.texts import TextRow, Texts, lines, read_texts
 from shatter_tf.errors import UserError, argument
 from shatter_tf.serving.predictions import (
     EXTENSIONS,
@@ -21,7 +22,6 @@ from shatter_tf.serving.predictions import (
     writing_vectors,
 )
 from shatter_tf.serving.predictor import Outputs, answer, is_ascii_only, open_export
-from shatter_tf.serving.texts import TextRow, Texts, lines, read_texts
 
 EMBEDDING = "embedding"  # the output that is a vector
 

@@ -18,6 +18,7 @@ import tensorflow as tf
 from shatter_tf import plugins
 from shatter_tf.console import warn
 from shatter_tf.data.names import IDS, KNOWN, fold
+from shatter_tf.data.texts import parts
 from shatter_tf.errors import UserError, argument, first_line
 from shatter_tf.serving.answers import readable
 from shatter_tf.serving.operations import refused_operations
@@ -185,23 +186,6 @@ def _of_texts(loaded, name: str):
         why = "takes ids, not text; for text " if name in loaded.signatures else ""
         raise UserError(f"{argument('signature')}={name}: {why}the model has {', '.join(of_texts)}")
     return of_texts[name]
-
-
-def parts(text: bytes | str, names: Sequence[str], where: str = "") -> Sequence:
-    """Returns the parts of a text, one for each name, which tabs separate; a single text may have tabs.
-
-    Raises:
-      UserError: for another number of parts, beginning with `where`, or else with the text.
-
-    Example:
-    >>> parts("who sat\\tthe cat sat", ["question", "context"])
-    ['who sat', 'the cat sat']
-    """
-    found = text.split(b"\t" if isinstance(text, bytes) else "\t") if len(names) > 1 else [text]
-    if len(found) != len(names):
-        shown = where or repr(plain(text))
-        raise UserError(f"{shown}: the model takes {' and '.join(names)}, separated by tabs")
-    return found
 
 
 def plain(value):

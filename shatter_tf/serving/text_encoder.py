@@ -1,6 +1,6 @@
 """Strings to vectors as one Keras layer, for search, and for `compile` and `fit`. `load_text_encoder` makes one."""
 
-import functools
+import weakref
 from collections.abc import Sequence
 from typing import Optional, Union
 
@@ -15,6 +15,9 @@ from shatter_tf.errors import UserError
 from shatter_tf.tasks.retrieval import unit_length
 from shatter_tf.tasks.signature import embedding
 from shatter_tf.training.precision import policy_scope
+
+# The graphs of `encode`, by their layers: as attributes they would be saved with every model.
+_GRAPHS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
 @tf_keras.utils.register_keras_serializable(package="shatter_tf")
@@ -121,14 +124,16 @@ class TextEncoder(tf_keras.layers.Layer):
             for begin in range(0, len(texts), batch_size):
                 rows = order[begin : begin + batch_size]
                 encoded = self.tokenizer.combine([tf.gather(tokens, rows)], self.seq_length)
-                vectors[rows] = self._vectors(self.tokenizer.pad(encoded, self._padded_length)).numpy()
+                vectors[rows] = self._graph()(self.tokenizer.pad(encoded, self._padded_length)).numpy()
         return vectors if dimensions is None else unit_length(vectors[:, :dimensions])
 
-    @functools.cached_property
-    def _vectors(self):
-        """From the encoder's inputs to vectors, as a graph that is traced once."""
-        spec = {name: tf.TensorSpec([None, self._padded_length], tf.int32, name) for name in INPUTS}
-        return tf.function(lambda inputs: embedding(self.encoder, inputs)["embedding"], [spec], autograph=False)
+    def _graph(self):
+        """Returns the function from the encoder's inputs to vectors, as a graph that is traced once."""
+        if self not in _GRAPHS:
+            spec = {name: tf.TensorSpec([None, self._padded_length], tf.int32, name) for name in INPUTS}
+            encoder = self.encoder
+            _GRAPHS[self] = tf.function(lambda x: embedding(encoder, x)["embedding"], [spec], autograph=False)
+        return _GRAPHS[self]
 
     def similarity(
         self, first: Union[str, Sequence[str], np.ndarray], second: Union[str, Sequence[str], np.ndarray]

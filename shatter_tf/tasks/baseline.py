@@ -72,7 +72,8 @@ def describe(metric: str, value: float, baseline: dict) -> list[str]:
     (80 of 90 training rows were drawn for these; more would take too long)
     TF-IDF does as well or better on these rows: pretrain longer or on more text, or use that
     """
-    figures = {TITLES[name]: baseline[name] for name in TITLES if name in baseline}
+    titles = {**TITLES, "tf_idf": baseline.get("title", TITLES["tf_idf"])}
+    figures = {titles[name]: baseline[name] for name in titles if name in baseline}
     compared = ", ".join(f"{title} {figure:.3f}" for title, figure in {"this run": value, **figures}.items())
     lines = [f"{metric} on {baseline['rows']:,} validation rows: {compared}"]
     if baseline["training_rows"] < baseline["all_training_rows"]:

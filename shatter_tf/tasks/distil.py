@@ -24,7 +24,7 @@ from shatter_tf.layers.activations import feed_forward_activation
 from shatter_tf.tasks import recipe
 from shatter_tf.tasks.base import BaseTask, Data, Teacher, row_weights
 from shatter_tf.tasks.masked_lm import PretrainConfig
-from shatter_tf.tasks.step import of_all_replicas, without_autograph
+from shatter_tf.tasks.step import gathered, without_autograph
 
 _SHARD_ROWS = 16_384  # of the teacher's vectors, in a file
 _READ_ROWS = 128  # that the teacher reads at a time
@@ -132,8 +132,8 @@ class Student(tf_keras.Model):
       token_map: the linear map to the teacher's token states; None where these are not learned.
       masked_lm: Model Garden's head; None where nothing is predicted.
 
-    Returns a dict: `vectors`, float32 [B, dimensions]; with the parts, `tokens`, [B, L, hidden size of the teacher], and
-    `mlm_logits`, [B, K, vocab_size].
+    Returns a dict: `vectors`, float32 [B, dimensions]; with the parts, `tokens`, [B, L, the teacher's hidden size],
+    and `mlm_logits`, [B, K, vocab_size].
     """
 
     def __init__(
@@ -373,11 +373,11 @@ def similarity_errors(student: tf.Tensor, teacher: tf.Tensor, weights: tf.Tensor
     >>> similarity_errors(tf.constant([[1.0, 0.0], [0.0, 1.0]]), tf.constant([[1.0], [1.0]]), tf.ones([2])).numpy()
     array([0.5, 0.5], dtype=float32)
     """
-    weights = of_all_replicas(weights)
+    weights, _ = gathered(tf.ensure_shape(weights, student.shape[:1]))
     similarities = []
     for vectors in (student, teacher):
         vectors = tf.math.l2_normalize(vectors, axis=-1)
-        similarities.append(tf.matmul(vectors, of_all_replicas(vectors), transpose_b=True))
+        similarities.append(tf.matmul(vectors, gathered(vectors)[0], transpose_b=True))
     errors = tf.square(similarities[0] - similarities[1]) * weights
     return tf.math.divide_no_nan(tf.reduce_sum(errors, axis=-1), tf.reduce_sum(weights))
 

@@ -15,7 +15,7 @@ from shatter_tf.data.labelled import choose_files, label_numbers
 from shatter_tf.data.pairs import PairsDataConfig, PairsDataLoader
 from shatter_tf.data.report import Report
 from shatter_tf.encoders.registry import EncoderConfig, build_encoder
-from shatter_tf.errors import UserError, all_of, argument, collected
+from shatter_tf.errors import all_of, argument, collected
 from shatter_tf.tasks import recipe, retrieval
 from shatter_tf.tasks.base import (
     BaseTask,
@@ -27,7 +27,7 @@ from shatter_tf.tasks.base import (
     rows_of_logs,
     vocabulary_of,
 )
-from shatter_tf.tasks.step import without_autograph
+from shatter_tf.tasks.step import gathered, without_autograph
 
 _EXCLUDED = -1e9  # the logit of what is no candidate: its share of a softmax is 0
 
@@ -87,6 +87,8 @@ class EmbedConfig(FineTuning, cfg.TaskConfig):
         counts; follows from the data.
       baseline: whether a run is compared with TF-IDF at the end of training.
     """
+
+    whole_batches = True  # a row's negatives are the others
 
     temperature: float = 0.05
     matryoshka: list[int] = dataclasses.field(default_factory=list)
@@ -216,25 +218,6 @@ def contrastive_losses(
     return tf.reduce_logsumexp(tf.concat(candidates, axis=1), axis=1) - target
 
 
-def gathered(t: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns the rows of all replicas, [N, ...], and the places of this replica's, int32 [B]; it has a gradient.
-
-    A sum over replicas of zeros but for the own rows: unlike `all_gather`, its shapes are known, as XLA and TPUs want.
-
-    Args:
-      t: float32 [B, ...], of the same static shape on every replica.
-    """
-    context = tf.distribute.get_replica_context()
-    replicas = context.num_replicas_in_sync
-    rows = tf.range(t.shape[0] if t.shape[0] is not None else tf.shape(t)[0])
-    if replicas == 1:
-        return t, rows
-    replica = tf.convert_to_tensor(context.replica_id_in_sync_group)
-    is_here = tf.reshape(tf.one_hot(replica, replicas), [replicas] + [1] * t.shape.rank)
-    everywhere = context.all_reduce("SUM", is_here * t[tf.newaxis])
-    return tf.reshape(everywhere, [-1, *t.shape[1:]]), replica * tf.size(rows) + rows
-
-
 @task_factory.register_task_cls(EmbedConfig)
 class EmbedTask(BaseTask):
     """Trains the encoder's `text_vectors` to tell what belongs to a text from the rest of the batch."""
@@ -251,15 +234,6 @@ class EmbedTask(BaseTask):
     @without_autograph
     def build_model(self):
         return TextVectors(build_encoder(self.task_config.model.encoder, use_pooler=False, use_embedding=True))
-
-    @without_autograph
-    def train_step(self, inputs, model, optimizer, metrics=None, accumulation_steps=1, loss_scale=None):
-        if accumulation_steps > 1:
-            raise UserError(
-                f"trainer.accumulation_steps={accumulation_steps}: a row's negatives are the rest of its batch, and "
-                "parts would have fewer; set it to 1, and a smaller global_batch_size"
-            )
-        return super().train_step(inputs, model, optimizer, metrics, accumulation_steps, loss_scale)
 
     def loss_sums(self, inputs, outputs):
         """Returns the contrastive loss, or for pairs with a score, the squared difference from the cosine.

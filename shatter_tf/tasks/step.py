@@ -137,13 +137,23 @@ def _sum_over_replicas(tensors):
     return tensors if context.num_replicas_in_sync == 1 else context.all_reduce("SUM", tensors)
 
 
-def of_all_replicas(t: tf.Tensor) -> tf.Tensor:
-    """Returns the tensors [B, ...] of all replicas as one, in their order; gradients find their way back.
+def gathered(t: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns the rows of all replicas, [N, ...], and the places of this replica's, int32 [B]; it has a gradient.
 
-    For losses that compare the rows of the global batch with each other.
+    A sum over replicas of zeros but for the own rows: unlike `all_gather`, its shapes are known, as XLA and TPUs want.
+
+    Args:
+      t: float32 [B, ...], of the same static shape on every replica.
     """
     context = tf.distribute.get_replica_context()
-    return t if context.num_replicas_in_sync == 1 else context.all_gather(t, axis=0)
+    replicas = context.num_replicas_in_sync
+    rows = tf.range(t.shape[0] if t.shape[0] is not None else tf.shape(t)[0])
+    if replicas == 1:
+        return t, rows
+    replica = tf.convert_to_tensor(context.replica_id_in_sync_group)
+    is_here = tf.reshape(tf.one_hot(replica, replicas), [replicas] + [1] * t.shape.rank)
+    everywhere = context.all_reduce("SUM", is_here * t[tf.newaxis])
+    return tf.reshape(everywhere, [-1, *t.shape[1:]]), replica * tf.size(rows) + rows
 
 
 def _sum_over_parts(function: Callable, batch: dict[str, tf.Tensor], number: int, zeros: list) -> list[tf.Tensor]:

@@ -16,10 +16,10 @@ from shatter_tf.checkpoints import best_or_latest_checkpoint, restore_model
 from shatter_tf.console import notice
 from shatter_tf.data import labelled
 from shatter_tf.data.tables import is_table
+from shatter_tf.data.texts import read_texts
 from shatter_tf.data.tokenizer import Tokenizer
 from shatter_tf.encoders.base import INPUTS
 from shatter_tf.errors import UserError, argument
-from shatter_tf.serving.texts import read_texts
 from shatter_tf.tasks.base import FineTuning, Teacher
 
 _READ_ROWS = 64  # that the teacher reads at a time

@@ -11,7 +11,6 @@ from shatter_tf.data.names import fold
 from shatter_tf.data.records import Record
 from shatter_tf.data.single_column import single_column
 from shatter_tf.errors import UserError, argument
-from shatter_tf.serving.predictor import parts
 
 _LINES = (".jsonl", ".ndjson")  # a row each
 
@@ -92,6 +91,23 @@ def lines(texts: Iterable[str], names: Sequence[str], where: str, number: Option
         return TextRow(place, found if all(map(str.strip, found)) else None, dict(zip(names, found, strict=True)))
 
     return Texts([*names], (row(line, text) for line, text in enumerate(texts, 1)), False, number)
+
+
+def parts(text: bytes | str, names: Sequence[str], where: str = "") -> Sequence:
+    """Returns the parts of a text, one for each name, which tabs separate; a single text may have tabs.
+
+    Raises:
+      UserError: for another number of parts, beginning with `where`, or else with the text.
+
+    Example:
+    >>> parts("who sat\\tthe cat sat", ["question", "context"])
+    ['who sat', 'the cat sat']
+    """
+    found = text.split(b"\t" if isinstance(text, bytes) else "\t") if len(names) > 1 else [text]
+    if len(found) != len(names):
+        shown = where or repr(text.decode(errors="replace") if isinstance(text, bytes) else text)
+        raise UserError(f"{shown}: the model takes {' and '.join(names)}, separated by tabs")
+    return found
 
 
 def _count_lines(path: str) -> int:
