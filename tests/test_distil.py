@@ -261,3 +261,24 @@ def test_similarities_with_padding_rows():
     errors = distil.similarity_errors(tf.constant(s), tf.constant(t), tf.constant(weights)).numpy()
     alone = distil.similarity_errors(tf.constant(s[:3]), tf.constant(t[:3]), tf.ones(3)).numpy()
     np.testing.assert_allclose(errors[:3], alone, rtol=1e-5)
+
+
+def test_two_replicas_learn_as_one_does(learn, tmp_path, monkeypatch):
+    """Similarities are within the whole batch."""
+    more = (
+        "trainer.train_steps=5,trainer.steps_per_loop=1,task.train_data.mask_rate=0.2,runtime.enable_xla=false,"
+        "task.model.encoder.shatter.dropout_rate=0.1"
+    )
+    found = []
+    for cpus in (1, 2):
+        devices = [f"CPU:{i}" for i in range(cpus)]
+        strategy = tf.distribute.MirroredStrategy(devices, tf.distribute.ReductionToOneDevice())
+        monkeypatch.setattr("shatter_tf.training.session.build_strategy", lambda runtime, chosen=strategy: chosen)
+        session = Session(learn(more), str(tmp_path / f"{cpus}"))
+        assert session.trainer.strategy.num_replicas_in_sync == cpus
+        session.train(evaluate=True)
+        found.append((session.trainer.model.get_weights(), session.history[-1]["loss"]))
+    for alone, together in zip(*(weights for weights, _ in found), strict=True):
+        if alone.ndim:  # not the number of batches
+            np.testing.assert_allclose(alone, together, rtol=1e-4, atol=2e-6)
+    assert found[0][1] == pytest.approx(found[1][1], rel=1e-4)

@@ -7,6 +7,7 @@ import tf_keras
 from official.nlp.configs import encoders
 from official.nlp.modeling import networks
 
+from shatter_tf.encoders.registry import FAMILIES, EncoderConfig, build_encoder
 from shatter_tf.encoders.shatter.config import ShatterConfig
 from shatter_tf.encoders.shatter.encoder import ShatterEncoder
 from shatter_tf.layers.activations import squared_relu
@@ -95,6 +96,36 @@ def test_padding_changes_nothing(pooling):
     expected, actual = encoder(short), encoder(padded)
     np.testing.assert_allclose(actual["sequence_output"][:, :9], expected["sequence_output"], atol=1e-5)
     np.testing.assert_allclose(actual["pooled_output"], expected["pooled_output"], atol=1e-5)
+
+
+@pytest.mark.parametrize("family", [*FAMILIES])
+def test_the_vector_of_a_text_is_what_the_settings_say(family):
+    """Pooled, mapped, of length 1; the map is tracked, and frozen unless a task trains it."""
+    kind = FAMILIES[family].config_class
+    sizes = dict(vocab_size=37, hidden_size=12, num_layers=1, intermediate_size=11)
+    inputs = batch(9)
+    inputs["input_mask"][:, 6:] = 0
+
+    def vectors(**choices):
+        config = EncoderConfig()
+        heads = {name: 3 for name in ("num_parts", "num_attention_heads") if hasattr(kind(), name)}
+        config.override({"type": family, family: {**sizes, **heads, **choices}}, is_strict=True)
+        encoder = build_encoder(config, use_pooler=False, use_embedding="embedding_dimensions" in choices)
+        h = encoder(inputs)["sequence_output"]
+        return encoder, h.numpy(), encoder.text_vectors(h, inputs["input_mask"]).numpy()
+
+    _, h, found = vectors()
+    np.testing.assert_allclose(found, h[:, :6].mean(axis=1), atol=1e-6)
+    _, h, found = vectors(embedding_pooling="first_token")
+    np.testing.assert_array_equal(found, h[:, 0])
+    encoder, h, found = vectors(embedding_dimensions=5, embedding_unit_length=True)
+    names = [variable.name for variable in encoder.trainable_variables if "embedding_map" in variable.name]
+    assert len(names) == 2
+    kernel, bias = encoder.embedding_map.get_weights()
+    expected = h[:, :6].mean(axis=1) @ kernel + bias
+    np.testing.assert_allclose(found, expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=1e-6)
+    encoder.embedding_map.trainable = False
+    assert not [variable.name for variable in encoder.trainable_variables if "embedding_map" in variable.name]
 
 
 def test_empty_rows_are_finite():

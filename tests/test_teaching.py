@@ -205,3 +205,18 @@ def test_what_does_not_fit_is_refused(fine_tuned, teacher, tmp_path):
     other = [row.replace("\tc", "\td") for row in ROWS["classify"]]
     with pytest.raises(UserError, match="its labels are a, b, c, and those of this data a, b, d"):
         fine_tuned("classify", rows=other, init_teacher=directory)
+
+
+def test_two_replicas_have_the_same_teacher(fine_tuned, teacher, tmp_path, monkeypatch):
+    directory, *_ = teacher("classify")
+    found = []
+    for cpus in (1, 2):
+        devices = [f"CPU:{i}" for i in range(cpus)]
+        strategy = tf.distribute.MirroredStrategy(devices, tf.distribute.ReductionToOneDevice())
+        monkeypatch.setattr("shatter_tf.training.session.build_strategy", lambda runtime, chosen=strategy: chosen)
+        run = fine_tuned("classify", "trainer.train_steps=3,runtime.enable_xla=false", init_teacher=directory)
+        session = Session(run, str(tmp_path / f"{cpus}"))
+        session.train(evaluate=False)
+        found.append(session.trainer.model.get_weights())
+    for alone, together in zip(*found, strict=True):
+        np.testing.assert_allclose(alone, together, rtol=1e-4, atol=2e-6)

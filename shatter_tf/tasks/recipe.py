@@ -22,7 +22,7 @@ FROM_SCRATCH = "pretrain_tiny"
 
 _BATCH_SIZE = 32
 _EMBEDDING_BATCH_SIZE = 64
-_DISTILLATION_BATCH_SIZE = 64
+_DISTILLATION_BATCH_SIZE = 16  # measured: docs/log.md
 _PASSES = 3  # over the rows of a task, as in BERT
 # Few rows are passed over more often, up to as many times, so that training takes this many steps.
 _MOST_PASSES = 30
