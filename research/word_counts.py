@@ -11,11 +11,13 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.pipeline import make_pipeline
 from sklearn.svm import LinearSVC
 
-from shatter_tf.data.labelled import find_file, read_rows
+from shatter_tf.data.labelled import LabelledDataConfig, choose_files, load_both
 
 
 def main(directory: str) -> None:
-    rows = {split: read_rows(find_file(directory, split)) for split in ("train", "dev")}
+    train, dev = LabelledDataConfig(), LabelledDataConfig()
+    choose_files(train, dev, directory)
+    rows = {split: part for split, (part, _) in zip(("train", "dev"), load_both(train, dev), strict=True)}
     texts = {split: [" ".join(row.texts) for row in rows[split]] for split in rows}
     labels = {split: [row.label for row in rows[split]] for split in rows}
     for longest, name in ((1, "single words"), (2, "and pairs of words")):

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import tensorflow as tf
 
-from shatter_tf.errors import UserError, first_line
+from shatter_tf.errors import UserError, argument, first_line
 
 INCOMPLETE = ".incomplete"  # ends the name of what is being written
 
@@ -77,6 +77,38 @@ def publish(temporary: str, directory: str, last: str) -> None:
     for folder in sorted((folder for folder, _, _ in listing), reverse=True):  # what is in a folder, before the folder
         if tf.io.gfile.exists(folder):
             tf.io.gfile.rmtree(folder)
+
+
+@contextlib.contextmanager
+def all_or_nothing(directory: str, name: str, last: str) -> Iterator[str]:
+    """Yields another directory, whose contents appear as `directory` at the end, or are removed if an error ends it.
+
+    Args:
+      directory: empty, or not there yet; the argument `name`.
+      last: as for `publish`.
+
+    Raises:
+      UserError: when it cannot be made or written.
+    """
+    where = f"{argument(name)}={directory}"
+    target = real_path(directory)
+    # Inside an existing directory: it may be a mount point, and what lies beside that cannot be renamed into it.
+    inside = tf.io.gfile.exists(target) and "://" not in target
+    temporary = f"{target}{'/' if inside else ''}{INCOMPLETE}-{os.getpid()}"
+    try:
+        tf.io.gfile.makedirs(temporary)
+    except (tf.errors.OpError, OSError) as error:
+        raise UserError(f"{where}: cannot be made ({first_line(error)})") from error
+
+    try:
+        yield temporary
+        publish(temporary, target, last)
+    except BaseException as error:
+        with contextlib.suppress(tf.errors.OpError):
+            tf.io.gfile.rmtree(temporary)
+        if isinstance(error, (tf.errors.OpError, OSError)):
+            raise UserError(f"{where}: cannot be written ({first_line(error)})") from error
+        raise
 
 
 @contextlib.contextmanager

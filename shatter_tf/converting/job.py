@@ -1,11 +1,9 @@
 """What `shatter convert` does: reads a BERT, and makes a run of it that is checked and then published."""
 
-import contextlib
 import functools
 import hashlib
 import os
 import shlex
-from collections.abc import Iterator
 
 import numpy as np
 import tensorflow as tf
@@ -17,8 +15,8 @@ from shatter_tf.checkpoints import PREFIX, count_parameters
 from shatter_tf.converting import hugging_face, model_garden
 from shatter_tf.converting.source import Source, has
 from shatter_tf.converting.weights import listed, variable_name, variables_by_name
-from shatter_tf.errors import UserError, all_of, argument, first_line
-from shatter_tf.files import INCOMPLETE, check_name, contents, publish, real_path
+from shatter_tf.errors import UserError, all_of, argument
+from shatter_tf.files import all_or_nothing, check_name, contents
 from shatter_tf.serving.load import load_model
 from shatter_tf.tasks.registry import get_experiment
 from shatter_tf.training import run_dir
@@ -54,7 +52,7 @@ def convert(source_dir: str, model_dir: str) -> list[str]:
     run.converted_from = converted_from
 
     # What is made of it.
-    with _all_or_nothing(model_dir) as directory:
+    with all_or_nothing(model_dir, "model_dir", last=run_dir.EXPERIMENT_FILE) as directory:
         model = _build(run, source)
         run_dir.write(directory, run)
         _save(model, directory)
@@ -114,26 +112,6 @@ def _params(experiment: str, source: Source) -> cfg.ExperimentConfig:
         known = {name: value for name, value in of_text.items() if hasattr(data, name)}  # a corpus has its own
         data.override(known, is_strict=True)
     return params
-
-
-@contextlib.contextmanager
-def _all_or_nothing(model_dir: str) -> Iterator[str]:
-    """Yields a directory whose contents appear as `model_dir` at the end, or are removed if an error ends it."""
-    name = f"{argument('model_dir')}={model_dir}"
-    target = real_path(model_dir)
-    # Inside an existing directory: it may be a mount point, and what lies beside that cannot be renamed into it.
-    inside = tf.io.gfile.exists(target) and "://" not in target
-    directory = f"{target}{'/' if inside else ''}{INCOMPLETE}-{os.getpid()}"
-    try:
-        tf.io.gfile.makedirs(directory)
-        yield directory
-        publish(directory, target, last=run_dir.EXPERIMENT_FILE)
-    except BaseException as error:
-        with contextlib.suppress(tf.errors.OpError):
-            tf.io.gfile.rmtree(directory)
-        if isinstance(error, (tf.errors.OpError, OSError)):
-            raise UserError(f"{name}: cannot be written ({first_line(error)})") from error
-        raise
 
 
 def _build(run: Run, source: Source) -> tf_keras.Model:

@@ -75,7 +75,7 @@ class TextEncoder(tf_keras.layers.Layer):
         self.tokenizer = Tokenizer(vocabulary, lower_case, normalizer)
         self._padded_length = seq_length if seq_length > family.longest_dynamic else None
         with policy_scope(self.dtype_policy):
-            self.encoder = build_encoder(config, use_pooler=False)
+            self.encoder = build_encoder(config, use_pooler=False, use_embedding=True)
             self.encoder(self.encoder.inputs)  # creates its weights, so that they can be restored at once
 
         self._settings = dict(

@@ -2,7 +2,6 @@
 
 import collections
 import concurrent.futures
-import contextlib
 import functools
 import itertools
 import json
@@ -44,8 +43,8 @@ from shatter_tf.data.vocabulary import (
     vocabulary_hash,
     write_normalizer,
 )
-from shatter_tf.errors import UserError, argument, first_line
-from shatter_tf.files import INCOMPLETE, contents, publish, real_path
+from shatter_tf.errors import UserError, argument
+from shatter_tf.files import INCOMPLETE, all_or_nothing, contents, real_path
 
 _SHARD_BYTES = 16 << 20  # of text: about 4 million tokens, which a training step may have to read when resuming
 _MOST_SHARDS = 200  # of a split, on this machine, which keeps all of them open
@@ -101,7 +100,7 @@ def build_corpus(
         for split, size in ((TRAIN, total_bytes), (VALIDATION, validation_bytes))
     }
 
-    with _all_or_nothing(output_dir) as directory:
+    with all_or_nothing(output_dir, "output_dir", last=CORPUS_FILE) as directory:
         job = Job(
             sources=held_out + others,
             num_held_out=len(held_out),
@@ -243,30 +242,6 @@ def _say_what_was_read(counts: collections.Counter, files: int) -> None:
         f"files: {files:,}, documents read: {counts[DOCUMENTS]:,}; left out: {left_out}, "
         f"unbroken strings of over {LONG_STRING:,} characters {counts[LONG_STRINGS]:,}"
     )
-
-
-@contextlib.contextmanager
-def _all_or_nothing(output_dir: str) -> Iterator[str]:
-    """Yields a directory whose contents appear as `output_dir` at the end, or are removed if an error ends it."""
-    name = f"{argument('output_dir')}={output_dir}"
-    target = real_path(output_dir)
-    # Inside an existing directory: it may be a mount point, and what lies beside that cannot be renamed into it.
-    inside = tf.io.gfile.exists(target) and "://" not in target
-    directory = f"{target}{'/' if inside else ''}{INCOMPLETE}-{os.getpid()}"
-    try:
-        tf.io.gfile.makedirs(directory)
-    except tf.errors.OpError as error:
-        raise UserError(f"{name}: cannot be made ({first_line(error)})") from error
-
-    try:
-        yield directory
-        publish(directory, target, last=CORPUS_FILE)
-    except BaseException as error:
-        with contextlib.suppress(tf.errors.OpError):
-            tf.io.gfile.rmtree(directory)
-        if isinstance(error, tf.errors.OpError):
-            raise UserError(f"{name}: cannot be written ({first_line(error)})") from error
-        raise
 
 
 def _train_vocabulary(job: Job, total_bytes: int, size: int) -> list[str]:
