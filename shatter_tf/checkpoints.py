@@ -1,6 +1,6 @@
 """Finds checkpoints, and restores from another run's without silent gaps."""
 
-import contextlib
+import hashlib
 import os
 import re
 from collections.abc import Callable
@@ -135,6 +135,15 @@ def checkpoint_step(checkpoint: str) -> int:
         return int(checkpoint.rpartition("-")[-1])
 
 
+def fingerprint(checkpoint: str) -> str:
+    """Returns a hash that tells the weights of one checkpoint from those of another.
+
+    Of its index, which has a checksum of each tensor.
+    """
+    with tf.io.gfile.GFile(checkpoint + ".index", "rb") as f:
+        return hashlib.sha256(f.read()).hexdigest()[:16]
+
+
 def has_part(checkpoint: str, name: str) -> bool:
     """Returns whether `checkpoint` has a top-level part of this name."""
     return name in tf.train.CheckpointView(checkpoint).children(0)
@@ -199,9 +208,9 @@ def _restore_pretrained(
     names = []
     for name, item in items.items():
         if name in stored:
-            with _without_new_map(item, stored[name]):
-                _restore_part(name, item, f"{where}={checkpoint}", checkpoint, len(stored[name]))
-                restored.update({variable.ref() for variable in item.variables})
+            root, variables = _without_new_map(item, checkpoint, name)
+            _restore_part(name, root, variables, f"{where}={checkpoint}", checkpoint, len(stored[name]))
+            restored.update({variable.ref() for variable in variables})
             names.append(name)
     if not restored:
         raise UserError(f"{where}={checkpoint}: nothing in it fits this model ({', '.join(items)})")
@@ -218,21 +227,26 @@ def _restore_pretrained(
     )
 
 
-@contextlib.contextmanager
-def _without_new_map(item: tf_keras.layers.Layer, keys: set[str]):
-    """Takes an encoder's embedding map away while the rest is restored, if the checkpoint with these keys has none."""
+def _without_new_map(item: tf_keras.layers.Layer, checkpoint: str, part: str) -> tuple[tf.Module, list[tf.Variable]]:
+    """Returns what of an encoder is to be restored from a part of a checkpoint: all, but a map that this lacks.
+
+    And the variables of that.
+    """
     embedding_map = getattr(item, "embedding_map", None)
-    if embedding_map is None or any("/embedding_map/" in key for key in keys):
-        yield
-        return
-    item.embedding_map = None
-    try:
-        yield
-    finally:
-        item.embedding_map = embedding_map
+    view = tf.train.CheckpointView(checkpoint)
+    if embedding_map is None or "embedding_map" in view.children(view.children(0)[part]):
+        return item, item.variables
+    children = {name: t for name, t in tf.train.TrackableView(item).children(item).items() if t is not embedding_map}
+    new = {variable.ref() for variable in embedding_map.variables}
+    others = [variable for variable in item.variables if variable.ref() not in new]
+    return tf.train.Checkpoint(
+        **{name: child for name, child in children.items() if child is not embedding_map}
+    ), others
 
 
-def _restore_part(name: str, item: tf_keras.layers.Layer, where: str, checkpoint: str, stored: int) -> None:
+def _restore_part(
+    name: str, item: tf.Module, variables: list[tf.Variable], where: str, checkpoint: str, stored: int
+) -> None:
     """Restores one part, of which the checkpoint has `stored` variables; raises UserError unless all of them fit."""
     where = f"{where}: its {name}"
     try:
@@ -240,8 +254,8 @@ def _restore_part(name: str, item: tf_keras.layers.Layer, where: str, checkpoint
         status.assert_existing_objects_matched()
     except (AssertionError, ValueError) as error:
         raise UserError(f"{where} does not fit this model's: {first_line(error)}") from error
-    if stored != len(item.variables):
+    if stored != len(variables):
         raise UserError(
-            f"{where} has {stored} variables, this model's has {len(item.variables)}; leave the encoder's settings to "
+            f"{where} has {stored} variables, this model's has {len(variables)}; leave the encoder's settings to "
             "the checkpoint"
         )

@@ -27,7 +27,8 @@ A grid is YAML:
     narrow: {shatter.num_parts: 4}
     bert: {type: bert, learning_rates: [5e-4, 1e-3]}
 
-A variant may have its own learning_rates, seeds, data_dir, init_checkpoint, and `settings` with full names.
+A variant may have its own learning_rates, seeds, data_dir, init_checkpoint, init_teacher, and `settings` with full
+names.
 """
 
 import argparse

@@ -4,13 +4,12 @@
   shatter train --experiment=shatter/classify --data_dir=labels --model_dir=runs/classify \\
       --init_checkpoint=runs/pretrain
 
-DATA_DIR is a corpus made by `shatter prepare`, or holds train and dev files: labelled texts to classify or regress
-(.csv, .tsv, .jsonl, .json, .parquet, .arrow, or a directory of Hugging Face `datasets`), tagged words (.tsv, .conll,
-.jsonl), or questions in SQuAD's format (.json), each also packed (.gz, .bz2, .xz, .zst). Columns are told by their
-names. Without a dev file, a tenth is held out by a hash of the text.
-What is not set follows from the data, the encoder and the device, and is printed. The same command resumes from the
-newest checkpoint in MODEL_DIR, with the settings it began with; on SIGTERM and Ctrl-C it saves one first (exit code
-75). Watch with `tensorboard --logdir=MODEL_DIR`.
+DATA_DIR is a corpus made by `shatter prepare`, or holds train and dev files: labelled texts or pairs (.csv, .tsv,
+.jsonl, .json, .parquet, .arrow, or a directory of Hugging Face `datasets`), tagged words (.tsv, .conll, .jsonl), or
+questions as in SQuAD (.json), each also packed (.gz, .bz2, .xz, .zst). Columns are told by their names. Without a dev
+file, a tenth is held out by a hash of the text. What is not set follows from the data, the encoder and the device, and
+is printed. The same command resumes from the newest checkpoint in MODEL_DIR, with the settings it began with; on
+SIGTERM and Ctrl-C it saves one first (exit code 75). Watch with `tensorboard --logdir=MODEL_DIR`.
 """
 
 import argparse

@@ -294,9 +294,9 @@ def test_next_commands_are_for_a_shell():
         words = subprocess.run(
             ["bash", "-c", f"printf '%s\\n' {command}"], capture_output=True, text=True, check=True
         ).stdout.splitlines()
-        flag = "init_checkpoint" if name == "shatter/pretrain" else "model_dir"
-        assert f"--{flag}={directory}" in words
-        assert words[:2] == ["shatter", "train" if name == "shatter/pretrain" else "export"]
+        is_start = name in ("shatter/pretrain", "shatter/distil")  # of a task
+        assert f"--{'init_checkpoint' if is_start else 'model_dir'}={directory}" in words
+        assert words[:2] == ["shatter", "train" if is_start else "export"]
     assert "--model_dir=runs/classify" in EXPERIMENTS["shatter/pretrain"]().next_command("runs/pretrain")
 
 

@@ -3,6 +3,8 @@
 import dataclasses
 import os
 import pathlib
+import re
+import shutil
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from tiny import PLAIN, tiny_override
 from shatter_tf.data.corpus.shards import Corpus
 from shatter_tf.data.distillation import DistilDataConfig, DistilDataLoader, cut_into_pieces
 from shatter_tf.errors import UserError
+from shatter_tf.serving.load import load_text_encoder
 from shatter_tf.tasks import distil
 from shatter_tf.training import run_dir, settings
 from shatter_tf.training.session import Session
@@ -247,6 +250,7 @@ def test_what_does_not_fit_is_refused(learn, pretrain, tmp_path, write_corpus, r
 
     # A teacher with another vocabulary.
     other = run_dir.read(str(tmp_path / "teacher"))
+    shutil.copytree(tmp_path / "teacher", tmp_path / "other")
     run_dir.write(str(tmp_path / "other"), dataclasses.replace(other, vocabulary=[*other.vocabulary, "more"]))
     with pytest.raises(UserError, match="another vocabulary.*--vocab_file=.*other/vocab.txt"):
         learn(init_teacher=str(tmp_path / "other"))
@@ -282,3 +286,63 @@ def test_two_replicas_learn_as_one_does(learn, tmp_path, monkeypatch):
         if alone.ndim:  # not the number of batches
             np.testing.assert_allclose(alone, together, rtol=1e-4, atol=2e-6)
     assert found[0][1] == pytest.approx(found[1][1], rel=1e-4)
+
+
+def test_tasks_and_text_encoders_start_from_a_student(learn, tmp_path, vocab_file):
+    """Its map, which tokens passed, too, is part of its encoder."""
+    directory = str(tmp_path / "student")
+    Session(learn("trainer.train_steps=2"), directory).train(evaluate=False)
+    encoder = load_text_encoder(directory, dtype="float32")
+    assert encoder.encode(["the cat", "a dog"]).shape == (2, 12)
+
+    rows = tmp_path / "rows.tsv"
+    rows.write_text("".join(f"the {word} sat\t{'ab'[i % 2]}\n" for i, word in enumerate(["cat", "dog"] * 8)))
+    files = dict(train_file=str(rows), dev_file=str(rows), init_checkpoint=directory, seq_length=16, batch_size=4)
+    session = Session(settings.resolve("classify", params_override=PLAIN, **files), str(tmp_path / "classify"))
+    ours, theirs = (
+        {re.sub(r"^shatter_encoder\w*/", "", variable.name): variable.numpy() for variable in part.variables}
+        for part in (session.trainer.model.checkpoint_items["encoder"], encoder.encoder)
+    )
+    assert {"embedding_map/kernel:0", "word_embeddings/embeddings:0"} < ours.keys()
+    tf.nest.map_structure(np.testing.assert_array_equal, ours, theirs)
+    assert not [v.name for v in session.trainer.model.trainable_variables if "embedding_map" in v.name]
+
+    # A second student begins as the first, and as an encoder without a map.
+    for start in (directory, str(tmp_path / "teacher")):
+        sizes = tiny_override() if start != directory else ""
+        run = learn(sizes, init_checkpoint=start)
+        Session(run, str(tmp_path / f"from-{os.path.basename(start)}"))
+
+
+def test_a_run_goes_on_with_the_teacher_it_began_with(learn, teacher, tmp_path):
+    directory = str(tmp_path / "student")
+    Session(learn("trainer.train_steps=2"), directory).train(evaluate=False)
+    with pytest.raises(UserError, match=f"began with init_teacher={teacher}; give it again|no teacher"):
+        learn(init_teacher=None, model_dir=directory)
+    session = Session(run_dir.read(teacher), str(tmp_path / "other"))
+    session.trainer.initialize()
+    session.train(evaluate=False)
+    with pytest.raises(UserError, match="not the teacher that this run began with"):
+        learn(init_teacher=str(tmp_path / "other"), model_dir=directory)
+    with pytest.raises(UserError, match="cannot learn from itself"):
+        learn(init_teacher=directory, model_dir=directory)
+    with pytest.raises(UserError, match="task.init_teacher=x: give init_teacher"):
+        learn("task.init_teacher=x")
+
+
+def test_a_run_that_was_killed_while_the_teacher_reads_goes_on(learn, tmp_path, monkeypatch):
+    directory = str(tmp_path / "student")
+    with monkeypatch.context() as patch:
+        patch.setattr(Session, "_restore", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            Session(learn("task.tokens=0", cache_teacher=True, model_dir=directory), directory)
+    assert os.listdir(directory) == ["teacher"]
+    Session(learn("task.tokens=0,trainer.train_steps=1", cache_teacher=True, model_dir=directory), directory).train(
+        False
+    )
+
+
+def test_fewer_texts_than_a_batch_has_are_refused(learn, tmp_path):
+    run = learn("task.train_data.global_batch_size=2000")
+    with pytest.raises(UserError, match="texts are fewer than a batch's 2000; lower batch_size"):
+        Session(run, str(tmp_path / "student"))

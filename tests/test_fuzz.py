@@ -16,14 +16,15 @@ from hypothesis import HealthCheck, assume, given
 from hypothesis import settings as choices
 from hypothesis import strategies as st
 from official.core import exp_factory
-from tiny import tiny_override
+from tiny import PLAIN, tiny_override
 
 from shatter_tf import console, prepare, train
 from shatter_tf.data.corpus import shards
 from shatter_tf.errors import UserError
 from shatter_tf.tasks import registry as experiments
-from shatter_tf.training import job
+from shatter_tf.training import job, settings
 from shatter_tf.training import run_dir as model_dir
+from shatter_tf.training.session import Session
 
 # So many settings, and so many damaged files, are tried.
 CASES = 500
@@ -92,14 +93,20 @@ VALUES = SMALL_VALUES | st.integers().map(str) | st.floats().map(str) | st.text(
 
 
 @pytest.fixture
-def data_dir(tmp_path, write_corpus, random_documents, vocab_file):
-    """A directory that is data for every experiment."""
-    write_corpus(random_documents(shards=1, per_shard=9))
+def data_dir(request, tmp_path, write_corpus, random_documents, vocab_file):
+    """A directory that is data for every experiment, and has a teacher for those that need one."""
+    corpus = write_corpus(random_documents(shards=1, per_shard=9), random_documents(shards=1, per_shard=4)[0])
+    if getattr(request.node, "callspec", None) and request.node.callspec.params.get("experiment") == "shatter/distil":
+        run = settings.resolve("shatter/pretrain", data_dir=corpus, params_override=f"{PLAIN},{tiny_override()}")
+        run.params.trainer.train_steps = 1
+        Session(run, str(tmp_path / "teacher")).train(evaluate=False)
     answers = [dict(text="mat", answer_start=13)]
     paragraph = dict(context="cat sat on a mat", qas=[dict(id="1", question="where?", answers=answers)])
-    (tmp_path / "answer").mkdir()
+    for name in ("answer", "embed"):
+        (tmp_path / name).mkdir()
     for split in ("train", "dev"):
         (tmp_path / f"{split}.tsv").write_text("the cat\t1\n\nthe dog\t2\n\n" * 4)
+        (tmp_path / f"embed/{split}.tsv").write_text("anchor\tpositive\n" + "the cat\ta cat\nthe dog\ta dog\n" * 4)
         (tmp_path / f"answer/{split}.json").write_text(json.dumps(dict(data=[dict(paragraphs=[paragraph])])))
     return tmp_path
 
@@ -108,14 +115,18 @@ def flags_of(experiment, data_dir, chosen=()):
     """Returns the flags of a small run with chosen settings."""
     override = [tiny_override(), "runtime.enable_xla=false,task.train_data.global_batch_size=2"]
     override.append("task.train_data.seq_length=16,trainer.train_steps=2")
-    if experiment == "shatter/pretrain":
+    teacher = [f"--init_teacher={data_dir / 'teacher'}"] if experiment == "shatter/distil" else []
+    if experiment in ("shatter/pretrain", "shatter/distil"):
         data_dir = data_dir / "corpus"
     else:
         override.append(f"task.train_data.vocab_file={data_dir / 'vocab.txt'}")
     if experiment == "shatter/answer":
         data_dir = data_dir if (data_dir / "train.json").exists() else data_dir / "answer"
         override.append("task.train_data.max_query_length=4,task.max_answer_length=5")
+    if experiment == "shatter/embed":
+        data_dir = data_dir / "embed"
     return [
+        *teacher,
         f"--experiment={experiment}",
         f"--data_dir={data_dir}",
         f"--params_override={','.join([*override, *chosen])}",

@@ -19,6 +19,8 @@ from shatter_tf.encoders.shatter.config import ShatterConfig
 from shatter_tf.encoders.shatter.encoder import ShatterEncoder, ShatterEncoderBlock
 from shatter_tf.encoders.smart_bird.encoder import SmartBirdBlock, SmartBirdEncoder
 from shatter_tf.serving.text_encoder import TextEncoder
+from shatter_tf.tasks.distil import Student
+from shatter_tf.tasks.embed import TextVectors
 
 CONFIG = ShatterConfig(
     vocab_size=31,
@@ -105,9 +107,10 @@ CHECKS = [
     (ShatterEncoder, IN_BLOCKS, _call_encoder, _encoder(_norm("final_layer_norm"), part="position_bias")),
 ]
 # Model Garden's layers with a change or two: test_baselines.py.
-# TextEncoder is one of strings: test_text_encoder.py. PackedEncoder has no blocks of its own. Other families go through
-# the harness in their own tests.
-EXEMPT = {TextEncoder, PackedEncoder, BptBlock, BptEncoder, SmartBirdBlock, SmartBirdEncoder} | {
+# TextEncoder is one of strings: test_text_encoder.py. Student and TextVectors are models around an encoder:
+# test_distil.py, test_embed.py. PackedEncoder has no blocks of its own. Other families go through the harness in their
+# own tests.
+EXEMPT = {TextEncoder, PackedEncoder, BptBlock, BptEncoder, SmartBirdBlock, SmartBirdEncoder, Student, TextVectors} | {
     cls for _, cls in inspect.getmembers(bert_encoder, inspect.isclass) if cls.__module__ == bert_encoder.__name__
 }
 

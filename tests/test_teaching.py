@@ -220,3 +220,33 @@ def test_two_replicas_have_the_same_teacher(fine_tuned, teacher, tmp_path, monke
         found.append(session.trainer.model.get_weights())
     for alone, together in zip(*found, strict=True):
         np.testing.assert_allclose(alone, together, rtol=1e-4, atol=2e-6)
+
+
+def test_a_teacher_of_another_kind_is_refused(fine_tuned, teacher):
+    several, *_ = teacher("several")
+    one, *_ = teacher("classify")
+    with pytest.raises(UserError, match="it was, and this run is not, trained on texts with several labels"):
+        fine_tuned("classify", init_teacher=several)
+    with pytest.raises(UserError, match="this run is, and it was not, trained on texts with several labels"):
+        fine_tuned("several", init_teacher=one)
+    pairs = ["text_a\ttext_b\tlabel", *(row.replace("\t", "\ta cat\t") for row in ROWS["classify"])]
+    with pytest.raises(UserError, match="trained on pairs of texts"):
+        fine_tuned("classify", rows=pairs, init_teacher=one)
+
+
+def test_texts_without_labels_are_counted(fine_tuned, teacher, tmp_path):
+    directory, *_ = teacher("classify")
+    (tmp_path / "more.txt").write_text("a cat\n\n\na dog\n")
+    run = fine_tuned("classify", unlabelled_file=str(tmp_path / "more.txt"), init_teacher=directory)
+    assert f"{tmp_path}/more.txt: 2 texts without labels, for the teacher; 2 rows have no text" in run.data.notes
+    (tmp_path / "none.txt").write_text("\n\n")
+    with pytest.raises(UserError, match="unlabelled_file=.*none.txt: no row of it has a text"):
+        fine_tuned("classify", unlabelled_file=str(tmp_path / "none.txt"), init_teacher=directory)
+
+
+def test_a_run_that_began_with_a_teacher_does_not_go_on_without(fine_tuned, teacher, tmp_path):
+    directory, *_ = teacher("classify")
+    student = str(tmp_path / "student")
+    Session(fine_tuned("classify", init_teacher=directory), student).train(evaluate=False)
+    with pytest.raises(UserError, match=f"began with init_teacher={directory}; give it again"):
+        fine_tuned("classify", model_dir=student)

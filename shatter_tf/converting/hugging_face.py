@@ -39,6 +39,9 @@ _ONLY: dict[str, Any] = dict(
     position_embedding_type="absolute", is_decoder=False, add_cross_attention=False, layer_norm_eps=1e-12
 )
 
+_LFS = b"version https://git-lfs"  # begins what stands in for a large file
+_SHORTEST = 8  # tokens of the texts that a model must at least be for
+
 _DECODER = "cls.predictions.decoder."
 _BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")
 _NEXT_SENTENCE = "cls.seq_relationship."
@@ -87,6 +90,8 @@ def read(directory: str) -> Source:
     seq_length = vectors.seq_length or min(usual_length(config), tokenizer.longest or usual_length(config))
     if seq_length > config.max_position_embeddings:
         vectors.notes.append(f"max_seq_length={vectors.seq_length} is more than there are positions, and is lowered")
+    if seq_length < _SHORTEST:
+        raise UserError(f"{folder}: it is for texts of {seq_length} tokens; at least {_SHORTEST} are needed")
     is_sentences = folder != directory or bool(vectors.settings)
     return Source(
         kind=f"a BERT of {'sentence-transformers' if is_sentences else 'Hugging Face'}",
@@ -109,7 +114,7 @@ def _config(path: str, of_vectors: dict[str, Any]) -> BertConfig:
     family = settings.get("model_type", _FAMILY)
     if family != _FAMILY:
         raise UserError(
-            f"{path}: model_type={family}; only a BERT (model_type={_FAMILY}) can be converted, not relatives of it as "
+            f"{path}: model_type={family}; only a BERT (model_type={_FAMILY}) can be converted, not relatives such as "
             "roberta, distilbert, albert, electra, mpnet or deberta"
         )
     problems = [
@@ -166,6 +171,9 @@ def _open_file(path: str) -> dict[str, Stored]:
         raise UserError(f"{path}: safetensors are read from a disk; copy the directory to one")
     if not tf.io.gfile.exists(path):
         raise UserError(f"{path}: no such file; copy the model's weights again")
+    with tf.io.gfile.GFile(path, "rb") as f:
+        if f.read(len(_LFS)) == _LFS:
+            raise UserError(f"{path}: only a pointer to the weights; get them with `git lfs pull`")
     try:
         file = safe_open(path, framework="np")
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118

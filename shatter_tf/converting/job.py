@@ -15,7 +15,7 @@ from shatter_tf.checkpoints import PREFIX, count_parameters
 from shatter_tf.converting import hugging_face, model_garden
 from shatter_tf.converting.source import Source, has
 from shatter_tf.converting.weights import listed, variable_name, variables_by_name
-from shatter_tf.errors import UserError, all_of, argument
+from shatter_tf.errors import UserError, all_of, argument, first_line
 from shatter_tf.files import all_or_nothing, check_name, contents
 from shatter_tf.serving.load import load_model
 from shatter_tf.tasks.registry import get_experiment
@@ -72,10 +72,16 @@ def _check_empty(model_dir: str) -> None:
 
 def _check_source(source_dir: str) -> None:
     where = f"{argument('from')}={source_dir}"
+    try:
+        tf.io.gfile.exists(source_dir)
+    except tf.errors.OpError as error:  # a bucket that cannot be reached
+        raise UserError(f"{where}: cannot be read ({first_line(error)})") from error
     if not tf.io.gfile.isdir(source_dir):
         if tf.io.gfile.exists(source_dir):
             raise UserError(f"{where}: a file; give the directory that it is in")
-        raise UserError(f"{where}: no such directory; a model of a hub is first downloaded, with all of its files")
+        raise UserError(
+            f"{where}: no such directory; download a model of a hub first, say by `hf download NAME --local-dir DIR`"
+        )
     if run_dir.exists(source_dir):
         raise UserError(f"{where}: a run already; start from it with {argument('init_checkpoint')}={source_dir}")
     if not _is_hugging_face(source_dir) and not has(source_dir, model_garden.CONFIG):

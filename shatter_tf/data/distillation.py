@@ -21,7 +21,7 @@ from shatter_tf.data.corpus.shards import TRAIN, VALIDATION, Corpus
 from shatter_tf.data.masking import mask_row
 from shatter_tf.data.pretraining import PretrainDataConfig
 from shatter_tf.data.vocabulary import CLS, MASK, PAD, SEP, is_ordinary
-from shatter_tf.errors import UserError
+from shatter_tf.errors import UserError, argument
 
 _FEWEST = 4  # tokens of a piece; what is shorter says little
 
@@ -91,7 +91,7 @@ class DistilDataLoader:
       vectors: the teacher's, of all rows, float [rows, dimensions]; batches then have them.
 
     Raises:
-      UserError: when there is no text.
+      UserError: when there is no text, or not enough for a batch.
     """
 
     def __init__(self, params: DistilDataConfig, corpus: Optional[Corpus] = None, vectors: Optional[np.ndarray] = None):
@@ -113,6 +113,9 @@ class DistilDataLoader:
         self._tokens = tokens[np.repeat(kept, lengths)]
         self._begins = np.cumsum(lengths[kept]) - lengths[kept]
         self.lengths = lengths[kept] + 2
+        if params.is_training and len(self.lengths) < params.global_batch_size:
+            few = f"{len(self.lengths):,} texts are fewer than a batch's {params.global_batch_size}"
+            raise UserError(f"{params.input_path}: {few}; lower {argument('batch_size')}")
 
     def digest(self, *more: bytes) -> str:
         """Returns a hash of all rows, and of more, as text."""

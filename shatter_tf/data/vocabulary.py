@@ -37,6 +37,7 @@ _SHARE = 0.05  # of the pieces, at least, are marked in each kind's own way
 NORMALIZERS = ("", "bert", "bert_strip_accents", "bert_keep_accents")
 
 NORMALIZER_FILE = "normalizer.json"  # beside a vocab.txt, if it is not our own way
+_DESCRIPTIONS = ("experiment.json", "corpus.json")  # of runs and corpora, which say it, too
 
 PAD, UNKNOWN, CLS, SEP, MASK = SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
@@ -70,17 +71,18 @@ def read_normalizer(vocab_path: str) -> tuple[str, bool] | None:
     Raises:
       UserError: when that file is damaged.
     """
-    path = os.path.join(os.path.dirname(vocab_path), NORMALIZER_FILE)
-    if not tf.io.gfile.exists(path):
+    paths = (os.path.join(os.path.dirname(vocab_path), name) for name in (NORMALIZER_FILE, *_DESCRIPTIONS))
+    path = next(filter(tf.io.gfile.exists, paths), None)
+    if path is None:
         return None
     try:
         with tf.io.gfile.GFile(path) as f:
             about = json.load(f)
-        normalizer = about["normalizer"]
+        normalizer = about.get("normalizer", "")
         lower_case = about["lower_case"]
         if not isinstance(lower_case, bool):
             raise TypeError(f"lower_case={lower_case!r} is not true or false")
-    except (tf.errors.OpError, ValueError, TypeError, KeyError) as error:
+    except (tf.errors.OpError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path}: damaged ({first_line(error)}); copy it again, or remove it") from error
     check_normalizer(normalizer, f"{path}: normalizer={normalizer}")
     return normalizer, lower_case

@@ -35,6 +35,8 @@ from shatter_tf.training import overrides, run_dir, settings
 from shatter_tf.training.run_dir import Run
 from shatter_tf.training.timing import TrainingStep, measure
 
+_DIRECTORIES = ("data_dir", "init_checkpoint", "init_teacher")  # that a run starts from
+
 # What asks a comparison to stop: schedulers, Ctrl-C, and a terminal that is closed.
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _stopped = threading.Event()  # set by them
@@ -167,7 +169,7 @@ def check_results(grid: Grid, output_dir: str) -> None:
             continue
         where = f"{os.path.join(output_dir, RESULTS_FILE)}: {job.name}"
         _check_settings(where, line["settings"], job)
-        for name in ("data_dir", "init_checkpoint"):
+        for name in _DIRECTORIES:
             old, new = line.get(name), getattr(job, name)
             if old and new and os.path.realpath(old) != os.path.realpath(new):
                 raise UserError(f"{where}: {name} was {old}, not {new}; name another {argument('output_dir')}")
@@ -214,7 +216,7 @@ def prepare_job(grid: Grid, job: Job, output_dir: str) -> run_dir.Run:
 
 
 def _data_and_weights(job: Job) -> dict[str, str | None]:
-    return dict(data_dir=job.data_dir, init_checkpoint=job.init_checkpoint)
+    return {name: getattr(job, name) for name in _DIRECTORIES}
 
 
 def _at_length(length: int) -> str:

@@ -32,6 +32,7 @@ class Job:
     settings: dict
     data_dir: str | None
     init_checkpoint: str | None
+    init_teacher: str | None = None
 
     @property
     def key(self) -> tuple[str, float, int]:
@@ -129,7 +130,8 @@ def _jobs(name: str, own: Any, grid: dict, shared: dict, data_dir: str | None, w
     rates, seeds = (own.pop(key, grid.get(key)) for key in ("learning_rates", "seeds"))
     if not (rates and _are((int, float), rates) and seeds and _are(int, seeds)):
         raise UserError(f"{where}: {name}: learning_rates and seeds must be lists of numbers")
-    flags = dict(data_dir=own.pop("data_dir", data_dir), init_checkpoint=own.pop("init_checkpoint", None))
+    flags = {name: own.pop(name, None) for name in ("init_checkpoint", "init_teacher")}
+    flags["data_dir"] = own.pop("data_dir", data_dir)
     with_full_names = nest(own.pop("settings", None) or {})
 
     # What is left are settings relative to `under`.

@@ -110,8 +110,12 @@ class TextEncoder(tf_keras.layers.Layer):
 
         Raises:
           UserError: for more `dimensions` than a vector has, or none.
+          TypeError: for what is no string.
         """
         texts = [texts] if isinstance(texts, str) else list(texts)
+        odd = next((text for text in texts if not isinstance(text, str)), None)
+        if odd is not None or batch_size < 1:
+            raise TypeError(f"encode takes strings, and batches of at least 1, not {odd!r} and {batch_size}")
         family = self.encoder.config
         size = family.embedding_dimensions or family.hidden_size
         if dimensions is not None and not 0 < dimensions <= size:
@@ -144,7 +148,9 @@ class TextEncoder(tf_keras.layers.Layer):
           first, second: texts, or vectors as `encode` returns them, [N, D] and [M, D].
         """
         a, b = (
-            unit_length(np.atleast_2d(part) if isinstance(part, np.ndarray) else self.encode(part))
+            unit_length(
+                np.atleast_2d(part) if isinstance(part, np.ndarray) and part.dtype.kind == "f" else self.encode(part)
+            )
             for part in (first, second)
         )
         return a @ b.T

@@ -34,6 +34,8 @@ from shatter_tf.tasks import recipe
 from shatter_tf.tasks.signature import Signature, embed, token_ids
 from shatter_tf.tasks.step import Losses, LossScale, mean_loss, take_step, without_autograph
 
+TEACHER_DIR = "teacher"  # in a model_dir: what a teacher made of the texts
+
 
 @dataclasses.dataclass
 class Pretrained:
@@ -47,9 +49,10 @@ class Pretrained:
 
 @dataclasses.dataclass
 class Teacher(Pretrained):
-    """The run in `init_teacher`, which another learns from; `task` has its settings."""
+    """The run in `init_teacher`, which another learns from; `task` has its settings, and `weights` is their hash."""
 
     task: Optional[cfg.TaskConfig] = None
+    weights: str = ""
 
 
 @dataclasses.dataclass

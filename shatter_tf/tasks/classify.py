@@ -118,7 +118,7 @@ class ClassifyConfig(Taught, cfg.TaskConfig):
             )
         config.read_labels(opened)
         with collected(opened.problems):
-            opened.unlabelled = config.unlabelled_rows(train.text_fields)
+            opened.unlabelled = config.unlabelled_rows(opened, train.text_fields)
         return config, opened
 
     def read_labels(self, opened: Data) -> None:
@@ -200,10 +200,7 @@ class ClassifyConfig(Taught, cfg.TaskConfig):
 
     def report(self, data):
         report = Report()
-        notes = list(data.notes)
-        if data.unlabelled:
-            notes.append(f"{self.unlabelled_file}: {len(data.unlabelled):,} without labels, for the teacher")
-        report.add_rows(len(data.train), len(data.validation), "pairs of texts" if self.pairs else "texts", notes)
+        report.add_rows(len(data.train), len(data.validation), "pairs of texts" if self.pairs else "texts", data.notes)
         self.report_labels(report, data)
         report.add_repeated(*([row.texts for row in part] for part in (data.train, data.validation)))
 

@@ -22,7 +22,7 @@ from shatter_tf.errors import UserError, argument
 from shatter_tf.files import write_whole
 from shatter_tf.layers.activations import feed_forward_activation
 from shatter_tf.tasks import recipe
-from shatter_tf.tasks.base import BaseTask, Data, Teacher, row_weights
+from shatter_tf.tasks.base import TEACHER_DIR, BaseTask, Data, Teacher, row_weights
 from shatter_tf.tasks.masked_lm import PretrainConfig
 from shatter_tf.tasks.step import gathered, without_autograph
 
@@ -37,7 +37,8 @@ class DistilConfig(PretrainConfig):
 
     Attributes:
       init_teacher: the teacher's model_dir.
-      teacher: its encoder; follows from that, as `teacher_tokenizer`, the hash of its vocabulary and casing, does.
+      teacher: its encoder; follows from that, as do `teacher_tokenizer`, the hash of its vocabulary and casing, and
+        `teacher_weights`, that of its checkpoint.
       cosine, similarity, tokens, masked_lm: the weights of the objectives, see `DistilTask`; 0 leaves one out.
         Wordpieces are predicted only where train_data.mask_rate hides some.
       cache_teacher: whether the teacher reads the corpus once, before the first step, and not in every step: for
@@ -54,6 +55,7 @@ class DistilConfig(PretrainConfig):
     init_teacher: str = ""
     teacher: EncoderConfig = dataclasses.field(default_factory=EncoderConfig)
     teacher_tokenizer: str = ""
+    teacher_weights: str = ""
     cosine: float = 1.0
     similarity: float = 1.0
     tokens: float = 1.0
@@ -75,6 +77,7 @@ class DistilConfig(PretrainConfig):
 
     def learn_from(self, teacher):
         self.init_teacher = teacher.directory
+        self.teacher_weights = teacher.weights
         self.teacher = teacher.task.model.encoder.replace()
         self.teacher_tokenizer = _hash(teacher)
 
@@ -98,6 +101,8 @@ class DistilConfig(PretrainConfig):
 
     def problems(self):
         found = super().problems()
+        if not self.init_teacher:  # which is told
+            return found
         teacher = settings_of(self.teacher)
         for name in ("cosine", "similarity", "tokens", "masked_lm"):
             if getattr(self, name) < 0:
@@ -159,7 +164,9 @@ class Student(tf_keras.Model):
 
     @property
     def checkpoint_items(self) -> dict[str, tf_keras.layers.Layer]:
-        items = dict(encoder=self.encoder, token_map=self.token_map, masked_lm=self.masked_lm)
+        items = dict(encoder=self.encoder, masked_lm=self.masked_lm)
+        if self.token_map is not self.encoder.embedding_map:
+            items["token_map"] = self.token_map
         return {name: item for name, item in items.items() if item is not None}
 
 
@@ -252,7 +259,7 @@ class DistilTask(BaseTask):
         if not self.logging_dir:  # only a step is tried
             return np.zeros([number, self.task_config.teacher_dimensions], np.float16)
         weights = (variable.numpy().tobytes() for variable in self._teacher.variables)
-        directory = os.path.join(self.logging_dir, "teacher", loader.digest(*weights))
+        directory = os.path.join(self.logging_dir, TEACHER_DIR, loader.digest(*weights))
         tf.io.gfile.makedirs(directory)
         vectors = tf.function(lambda inputs: self.teach(inputs)["vectors"], autograph=False)
 

@@ -99,7 +99,7 @@ class TagConfig(Taught, cfg.TaskConfig):
             with collected(opened.problems):
                 tag_ids(part, train.labels)
         with collected(opened.problems):
-            rows = config.unlabelled_rows()
+            rows = config.unlabelled_rows(opened)
             opened.unlabelled = untagged([row.texts[0] for row in rows], train)
         return config, opened
 

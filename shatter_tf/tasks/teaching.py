@@ -20,7 +20,7 @@ from shatter_tf.data.texts import read_texts
 from shatter_tf.data.tokenizer import Tokenizer
 from shatter_tf.encoders.base import INPUTS
 from shatter_tf.errors import UserError, argument
-from shatter_tf.tasks.base import FineTuning, Teacher
+from shatter_tf.tasks.base import Data, FineTuning, Teacher
 
 _READ_ROWS = 64  # that the teacher reads at a time
 _SECONDS_BETWEEN_LINES = 10.0
@@ -32,6 +32,7 @@ class Taught(FineTuning):
 
     Attributes:
       init_teacher: the teacher's model_dir: a run of the same experiment with the same labels.
+      teacher_weights: a hash of its checkpoint; follows from that.
       unlabelled_file: texts without labels, to learn from the teacher alone.
       teacher_share: of the loss of a row with a label; the label has the rest.
       teacher_temperature: that the logits of teacher and student are divided by (Hinton, Vinyals, Dean 2015, arXiv
@@ -39,6 +40,7 @@ class Taught(FineTuning):
     """
 
     init_teacher: str = ""
+    teacher_weights: str = ""
     unlabelled_file: str = ""
     teacher_share: float = 0.9
     teacher_temperature: float = 2.0
@@ -50,8 +52,14 @@ class Taught(FineTuning):
                 "give that run"
             )
         self.init_teacher = teacher.directory
+        self.teacher_weights = teacher.weights
 
     def problems_with(self, teacher):
+        for name, kind in (("pairs", "pairs of texts"), ("multi_label", "texts with several labels")):
+            here, theirs = (getattr(config, name, False) for config in (self, teacher.task))
+            if here != theirs:
+                whose = "it was, and this run is not," if theirs else "this run is, and it was not,"
+                return [f"{argument('init_teacher')}={teacher.directory}: {whose} trained on {kind}"]
         here, theirs = self.train_data.labels, teacher.task.train_data.labels
         if here == theirs:
             return []
@@ -71,13 +79,24 @@ class Taught(FineTuning):
             found.append(f"unlabelled_file={self.unlabelled_file}: give {argument('init_teacher')}, which labels it")
         return found
 
-    def unlabelled_rows(self, text_fields: Sequence[str] = ()) -> list[labelled.Row]:
-        """Returns the rows of `unlabelled_file` that have texts, with None for a label; [] if there is no such file."""
-        if not self.unlabelled_file:
+    def unlabelled_rows(self, opened: Data, text_fields: Sequence[str] = ()) -> list[labelled.Row]:
+        """Returns the rows of `unlabelled_file` that have texts, with None for a label; [] if there is no such file.
+
+        Adds how many there are to the notes of `opened`.
+
+        Raises:
+          UserError: when there are none.
+        """
+        path = self.unlabelled_file
+        if not path:
             return []
-        fields = text_fields if is_table(self.unlabelled_file) else ()
-        rows = read_texts(self.unlabelled_file, self.texts, fields).rows
-        return [labelled.Row(tuple(row.texts), None, row.where) for row in rows if row.texts]
+        rows = [*read_texts(path, self.texts, text_fields if is_table(path) else ()).rows]
+        found = [labelled.Row(tuple(row.texts), None, row.where) for row in rows if row.texts]
+        if not found:
+            raise UserError(f"{argument('unlabelled_file')}={path}: no row of it has a text")
+        without = f"; {len(rows) - len(found):,} rows have no text" if len(rows) > len(found) else ""
+        opened.notes.append(f"{path}: {len(found):,} texts without labels, for the teacher{without}")
+        return found
 
 
 Arrays = dict[str, np.ndarray]

@@ -9,6 +9,7 @@ data.json         what the training data is like
 metrics.json      the metrics of the last evaluation, and of simple models on the same rows
 history.jsonl     those of every evaluation in training, with the seconds of training before it
 train/, validation/   TensorBoard
+teacher/          what a teacher made of the texts, if it has read them before training
 not_finite.npz    the batch at which training went wrong, if it did
 .lock             empty; held by the process that trains here
 """
@@ -40,13 +41,16 @@ from shatter_tf.data.vocabulary import (
 )
 from shatter_tf.errors import UserError, argument, first_line
 from shatter_tf.files import INCOMPLETE, LOCK_FILE, check_name, contents, held, write_whole
-from shatter_tf.tasks.base import Data
+from shatter_tf.tasks.base import TEACHER_DIR, Data
 from shatter_tf.tasks.registry import get_experiment
 
 EXPERIMENT_FILE, PARAMS_FILE = "experiment.json", "params.yaml"
 
 # Settings of Model Garden's tasks that older runs list, and that never had an effect.
 _GONE = ("hub_module_url", "init_cls_pooler", "scale_loss")
+
+# What Hugging Face's and Google's software writes.
+_OF_OTHERS = ("config.json", "bert_config.json")
 
 METRICS_FILE, HISTORY_FILE, NOT_FINITE_FILE = "metrics.json", "history.jsonl", "not_finite.npz"
 DATA_FILE = "data.json"
@@ -101,6 +105,12 @@ def read(model_dir: str, name: str = "model_dir") -> Run:
         run = next((path for path in (folder, os.path.dirname(folder)) if path and exists(path)), None)
         if run:
             raise UserError(f"{where}: a part of the training directory {run}; give that: {argument(name)}={run}")
+        convertible = [file for file in _OF_OTHERS if tf.io.gfile.exists(os.path.join(model_dir, file))]
+        if convertible:
+            raise UserError(
+                f"{where}: not a training directory, but {convertible[0]} is there: make a run of it with `shatter "
+                f"convert --from={model_dir} --model_dir=…`"
+            )
         raise UserError(f"{where}: not a training directory (it has no {EXPERIMENT_FILE})")
     try:
         with tf.io.gfile.GFile(os.path.join(model_dir, EXPERIMENT_FILE)) as f:
@@ -171,7 +181,7 @@ def check(model_dir: str, run: Run) -> None:
 def _only_begun(model_dir: str, run: Run) -> bool:
     """Whether `model_dir` holds only what `write` leaves when it is killed or finds the disk full."""
     files = [VOCABULARY_FILE, *([NORMALIZER_FILE] if run.normalizer else []), PARAMS_FILE, EXPERIMENT_FILE]
-    names = sorted(contents(model_dir))
+    names = sorted(name for name in contents(model_dir) if name.rstrip("/") != TEACHER_DIR)
     for i, file in enumerate(files):
         if names in (sorted(files[:i]), sorted([*files[:i], file + INCOMPLETE])):
             return not i or read_vocabulary(os.path.join(model_dir, VOCABULARY_FILE)) == run.vocabulary

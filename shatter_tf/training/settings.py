@@ -15,12 +15,13 @@ from typing import Any, Optional
 import tensorflow as tf
 from official.core import config_definitions as cfg
 
-from shatter_tf.checkpoints import newest_step
+from shatter_tf.checkpoints import best_or_latest_checkpoint, fingerprint, newest_step
 from shatter_tf.config_files import find_config
 from shatter_tf.console import notice, warn
 from shatter_tf.data.corpus.shards import VOCABULARY_FILE
 from shatter_tf.encoders import registry as encoders
 from shatter_tf.errors import UserError, argument, collected, raise_all
+from shatter_tf.files import real_path
 from shatter_tf.tasks import registry
 from shatter_tf.tasks.base import Data, Pretrained, Teacher
 from shatter_tf.tasks.registry import get_experiment
@@ -118,8 +119,7 @@ def resolve(
     teacher = None
     if init_teacher:
         with collected(problems):
-            run = run_dir.read(init_teacher, "init_teacher")
-            teacher = Teacher(init_teacher, run.vocabulary, run.lower_case, run.normalizer, run.params.task)
+            teacher = _read_teacher(init_teacher, model_dir)
 
     # Settings: what was given, then what the data decides, then what follows.
     params, given = combine(experiment, config_file, params_override, initial, init_checkpoint, flags)
@@ -127,9 +127,15 @@ def resolve(
         problems.append(
             f"task.init_checkpoint={params.task.init_checkpoint}: give {argument('init_checkpoint')}, which is checked"
         )
+    if getattr(params.task, "init_teacher", "") != "":
+        problems.append(
+            f"task.init_teacher={params.task.init_teacher}: give {argument('init_teacher')}, which is checked"
+        )
     if teacher:
         with collected(problems):
             params.task.learn_from(teacher)
+    if before and not problems:
+        problems += _changed_teacher(before.params.task, params.task)
     # A vocabulary that was trained on the task's own texts stays what it was, as does one whose file is gone.
     vocab_file = getattr(params.task.train_data, "vocab_file", None)  # a corpus has its own
     is_ours = not tf.io.gfile.exists(vocab_file) if vocab_file else not initial
@@ -198,6 +204,28 @@ def resolve(
         run.params = derive(params, merge(chosen, given), len(vocabulary))
     _warn_of_idle_steps(run.params)
     return run
+
+
+def _read_teacher(init_teacher: str, model_dir: Optional[str]) -> Teacher:
+    """Returns the run to learn from; raises UserError when it cannot be read, or is the one that learns."""
+    if model_dir and real_path(model_dir) == real_path(init_teacher):
+        raise UserError(f"{argument('init_teacher')}={init_teacher}: a run cannot learn from itself")
+    run = run_dir.read(init_teacher, "init_teacher")
+    weights = fingerprint(best_or_latest_checkpoint(init_teacher, "init_teacher"))
+    return Teacher(init_teacher, run.vocabulary, run.lower_case, run.normalizer, run.params.task, weights)
+
+
+def _changed_teacher(before: cfg.TaskConfig, task: cfg.TaskConfig) -> list[str]:
+    """Returns a line if a run would go on with another teacher than it began with, or without one."""
+    was, now = (getattr(config, "teacher_weights", "") for config in (before, task))
+    if was == now:
+        return []
+    if not now:
+        return [f"the run began with {argument('init_teacher')}={before.init_teacher}; give it again"]
+    return [
+        f"{argument('init_teacher')}={task.init_teacher}: not the teacher that this run began with, or not with the "
+        "same weights; name a new directory"
+    ]
 
 
 def _tell_changes(given: dict, before: Run, run: Run) -> None:
