@@ -104,7 +104,8 @@ class DistilDataLoader:
 
         # Pieces, of which the shortest are left out.
         rng = np.random.default_rng([params.seed if params.is_training else 0, _CUTTING])
-        cuts = cut_into_pieces(lengths, params.shortest, params.seq_length - 2, rng)
+        longest = params.seq_length - 2
+        cuts = cut_into_pieces(lengths, min(params.shortest, longest), longest, rng)
         lengths = np.diff(cuts)
         kept = lengths >= _FEWEST
         if not kept.any():
