@@ -21,13 +21,16 @@ from official.nlp.configs import encoders
 from official.nlp.modeling import models, networks
 from official.nlp.tools import tf1_bert_checkpoint_converter_lib as converter
 from safetensors.numpy import load_file, save_file
+from serving.cpp_loader import CppLoader, compile_loader
 from test_commands import refuse, run_here
+from test_export import CORE_OPERATIONS
 from tokenizers import BertWordPieceTokenizer, Tokenizer
 
 from shatter_tf.converting import job, weights, wordpiece
 from shatter_tf.encoders.bert.config import BertConfig
 from shatter_tf.errors import UserError
-from shatter_tf.serving.load import load_encoder, load_model
+from shatter_tf.serving import operations as graph
+from shatter_tf.serving.load import load_encoder, load_model, load_text_encoder
 from shatter_tf.training import run_dir
 
 GOOGLE = {name: value for name, value in CONFIG.items() if name not in ("model_type", "layer_norm_eps")}
@@ -692,6 +695,25 @@ def test_an_export_gives_the_same_vectors(bert, converted, tmp_path, capsys):
     ids = Tokenizer.from_file(str(bert / "tokenizer.json")).encode("The CATS sat, on a café!").ids
     hidden = reference.hidden_states(stored, ids, np.zeros_like(ids), layers=L, heads=H)
     np.testing.assert_allclose(answer["embedding"], reference.text_vector(hidden, unit_length=True), atol=1e-5)
+
+
+def test_an_export_needs_only_what_tf_serving_links(converted, tmp_path):
+    run_here("export", f"--model_dir={converted}", f"--export_dir={tmp_path}/served")
+    operations = graph.operations(f"{tmp_path}/served/1")
+    assert {"RegexSplitWithOffsets", "Erfc"} <= operations
+    of_dropout = "RandomUniform"  # which Model Garden's BERT has where an export is trained further
+    assert operations <= {*CORE_OPERATIONS.split(), *graph.TEXT_OPERATIONS, of_dropout}
+
+
+@pytest.mark.slow
+def test_an_export_answers_in_c_as_in_python(converted, tmp_path):
+    texts = np.array(["The CATS sat, on a café!", "", "ﬁ ½ 中 " + "x" * 200], object)
+    run_here("export", f"--model_dir={converted}", f"--export_dir={tmp_path}/served")
+    loader = CppLoader(compile_loader(str(tmp_path)), tmp_path / "served/1")
+    found = loader.run("embed", dict(text=texts))["embedding"]
+    loader.close()
+    expected = load_text_encoder(str(converted), dtype="float32").encode([*texts])
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_visualize_says_what_it_cannot_draw(converted, tmp_path, capsys):

@@ -34,16 +34,16 @@ from shatter_tf.training.session import Session
 # serves them, MINIMUM_TF_SERVING's: `unzip -p tensorflow_cpu-2.12.0-*.whl '*/gen_*.py' | grep -w raw_ops.NAME`.
 CORE_OPERATIONS = """
 Abs AddN AddV2 All ArgMax Assert AssignAddVariableOp AssignVariableOp BatchMatMulV2 BiasAdd BitwiseXor BroadcastTo
-Cast ConcatV2 Const Cumsum DenseBincount DisableCopyOnRead DivNoNan Einsum Equal ExpandDims Fill FloorDiv FloorMod
-GatherV2 Greater GreaterEqual Identity IdentityN If Less LessEqual LogicalAnd LogicalNot LogicalOr LowerBound MatMul
-MatrixDiagV3 Max Maximum Mean MergeV2Checkpoints Minimum Mul Neg NoOp NotEqual OneHot OnesLike Pack Pad PadV2
+Cast ConcatV2 Const Cumsum DenseBincount DisableCopyOnRead DivNoNan Einsum Equal Erfc ExpandDims Fill FloorDiv
+FloorMod GatherV2 Greater GreaterEqual Identity IdentityN If Less LessEqual LogicalAnd LogicalNot LogicalOr LowerBound
+MatMul MatrixDiagV3 Max Maximum Mean MergeV2Checkpoints Minimum Mul Neg NoOp NotEqual OneHot OnesLike Pack Pad PadV2
 Placeholder Pow Prod RaggedGather RaggedRange RaggedTensorToTensor Range ReadVariableOp RealDiv Relu Reshape
 ResourceGather RestoreV2 RightShift Rsqrt SaveV2 SegmentMax SegmentMean SegmentMin Select SelectV2 Shape
 ShardedFilename Sigmoid Sign Size Softmax Square SquaredDifference Squeeze StatefulPartitionedCall StatelessIf
-StaticRegexFullMatch StaticRegexReplace StopGradient StridedSlice StringJoin StringLength StringSplitV2 Sub Substr Sum
-Tanh TensorListFromTensor TensorListGetItem TensorListReserve TensorListSetItem TensorListStack Tile TopKV2 Transpose
-UnicodeDecode UnicodeEncode UnicodeTranscode Unpack UnsortedSegmentJoin UnsortedSegmentSum UpperBound VarHandleOp
-Where While ZerosLike
+StaticRegexFullMatch StaticRegexReplace StopGradient StridedSlice StringJoin StringLength StringLower StringSplitV2
+Sub Substr Sum Tanh TensorListFromTensor TensorListGetItem TensorListReserve TensorListSetItem TensorListStack Tile
+TopKV2 Transpose UnicodeDecode UnicodeEncode UnicodeTranscode Unpack UnsortedSegmentJoin UnsortedSegmentSum UpperBound
+VarHandleOp Where While ZerosLike
 """
 TEXTS = ["the cat sat", "", "a big dog ran very fast. " * 40, "стол \u202ebackwards 😀", "unknown"]
 

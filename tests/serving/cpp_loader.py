@@ -13,7 +13,9 @@ from tensorflow.core.framework import attr_value_pb2
 
 _SOURCE = Path(__file__).with_name("load_saved_model.cc")
 # What TF Serving links: shatter_tf.serving.operations.TEXT_OPERATIONS.
-_LIBRARIES = ("_fast_bert_normalizer.so", "_fast_wordpiece_tokenizer.so", "_normalize_ops.so")
+_LIBRARIES = (
+    *("_fast_bert_normalizer.so", "_fast_wordpiece_tokenizer.so", "_normalize_ops.so", "_regex_split_ops.so"),
+)
 
 
 def proto(value: np.ndarray):
