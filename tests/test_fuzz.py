@@ -26,8 +26,8 @@ from shatter_tf.training import job, settings
 from shatter_tf.training import run_dir as model_dir
 from shatter_tf.training.session import Session
 
-# So many settings, and so many damaged files, are tried.
-CASES = 500
+# So many settings of each experiment, of which few are accepted, and so many damaged files, are tried.
+SETTINGS, CASES = 100, 500
 fuzz = functools.partial(
     choices, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck)
 )
@@ -146,7 +146,7 @@ def some_settings(draw, experiment, values=VALUES, most=2):
 def test_random_settings(experiment, data_dir, without_building):
     before, accepted = contents(data_dir), []
 
-    @fuzz(max_examples=CASES // len(experiments.EXPERIMENTS))
+    @fuzz(max_examples=SETTINGS)
     @given(some_settings(experiment))
     def test(chosen):
         accepted.append(is_accepted(*flags_of(experiment, data_dir, chosen), f"--model_dir={data_dir / 'run'}"))
