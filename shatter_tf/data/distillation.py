@@ -57,7 +57,8 @@ class DistilDataConfig(PretrainDataConfig):
     @property
     def mean_length(self) -> float:
         """About how many tokens a piece has."""
-        shortest, longest = self.shortest, max(self.seq_length - 2, self.shortest + 1)
+        shortest = max(self.shortest, _FEWEST)
+        longest = max(self.seq_length - 2, shortest + 1)
         return (longest - shortest) / math.log(longest / shortest)
 
 
