@@ -14,6 +14,7 @@ from tiny import PLAIN, tiny_override
 
 from shatter_tf.data.corpus.shards import Corpus
 from shatter_tf.data.distillation import DistilDataConfig, DistilDataLoader, cut_into_pieces
+from shatter_tf.encoders.registry import EncoderConfig
 from shatter_tf.errors import UserError
 from shatter_tf.serving.load import load_text_encoder
 from shatter_tf.tasks import distil
@@ -232,6 +233,13 @@ def test_a_teacher_that_reads_first_teaches_the_same(learn, tmp_path):
     row = np.array([len(loader.lengths) - 1])
     expected = task.teach(loader.encode(tf.constant(row), 16))["vectors"].numpy()
     np.testing.assert_allclose(vectors[row].astype(np.float32), expected, atol=1e-3)
+
+
+def test_a_map_that_nothing_teaches_is_refused():
+    teacher = EncoderConfig()
+    teacher.get().embedding_dimensions = 5
+    task = distil.DistilConfig(init_teacher="x", teacher=teacher, cosine=0.0, similarity=0.0)
+    assert any("nothing else teaches the map" in problem for problem in task.problems())
 
 
 def test_what_does_not_fit_is_refused(learn, pretrain, tmp_path, write_corpus, random_documents):

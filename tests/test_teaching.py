@@ -185,6 +185,21 @@ def test_soft_losses_are_least_where_student_and_teacher_agree():
     assert np.isfinite(certain.numpy()).all()
 
 
+@pytest.mark.parametrize("kind", ["classify", "tag"])
+def test_held_out_rows_among_those_without_labels_are_reported(fine_tuned, teacher, tmp_path, kind):
+    directory, *_ = teacher(kind)
+    texts = [row.split("\t")[0] for row in ROWS["classify"]] if kind == "classify" else [" ".join(WORDS[:5])]
+    (tmp_path / "more.txt").write_text("\n".join(["something else", *texts]) + "\n")
+    run = fine_tuned(kind, init_teacher=directory, unlabelled_file=str(tmp_path / "more.txt"))
+    if kind == "classify":  # rows of train.tsv and dev.tsv are the same
+        for row in run.data.train:
+            row.texts = ("not held out",)
+    else:
+        run.data.validation[:] = run.data.unlabelled[1:]
+    warnings = run.params.task.report(run.data).warnings
+    assert any(f"training rows, too: {len(texts)};" in warning for warning in warnings), warnings
+
+
 def test_losses_are_mixed_by_what_is_known():
     hard, soft = tf.constant([4.0] * 4), tf.constant([2.0] * 4)
     has_label, has_teacher = tf.constant([True, True, False, False]), tf.constant([True, False, True, False])

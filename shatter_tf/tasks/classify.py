@@ -202,7 +202,8 @@ class ClassifyConfig(Taught, cfg.TaskConfig):
         report = Report()
         report.add_rows(len(data.train), len(data.validation), "pairs of texts" if self.pairs else "texts", data.notes)
         self.report_labels(report, data)
-        report.add_repeated(*([row.texts for row in part] for part in (data.train, data.validation)))
+        learned = [*data.train, *data.unlabelled]
+        report.add_repeated(*([row.texts for row in part] for part in (learned, data.validation)))
 
         settings = self.train_data
         windows = settings.max_windows if settings.in_windows and not self.pairs else 1

@@ -109,6 +109,8 @@ class DistilConfig(PretrainConfig):
                 found.append(f"{name}={getattr(self, name)} is negative; 0 leaves it out")
         if not self.cosine and not self.similarity and (not self.tokens or self.cache_teacher):
             found.append("cosine, similarity and tokens are 0: nothing is learned from the teacher")
+        if not self.cosine and not self.similarity and teacher.embedding_dimensions:
+            found.append("cosine and similarity are 0: nothing else teaches the map of the teacher's vectors")
         if self.train_data.seq_length > teacher.longest:
             found.append(f"train_data.seq_length={self.train_data.seq_length}: the teacher takes {teacher.longest}")
         student = settings_of(self.model.encoder)

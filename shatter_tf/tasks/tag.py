@@ -110,10 +110,11 @@ class TagConfig(Taught, cfg.TaskConfig):
         if is_iob2({tag for part in tags for tag in part}):
             tags = [[tag[2:] for tag in part if tag.startswith("B-")] for part in tags]
         report.add_labels(*tags)
-        texts = [[" ".join(sentence.words) for sentence in part] for part in (data.train, data.validation)]
-        report.add_repeated(*texts)
+        parts = (data.train, data.validation, data.unlabelled)
+        texts, held_out, unlabelled = ([" ".join(sentence.words) for sentence in part] for part in parts)
+        report.add_repeated([*texts, *unlabelled], held_out)
         room = self.train_data.seq_length - 2
-        report.add_lengths(texts[0], data.tokenizer, room, f"give a larger {argument('seq_length')}")
+        report.add_lengths(texts, data.tokenizer, room, f"give a larger {argument('seq_length')}")
         return report
 
     def problems(self):
