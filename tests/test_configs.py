@@ -29,8 +29,8 @@ SHRUNK = ",".join(
 
 
 def test_the_files_that_users_are_told_of_exist():
-    names = {"pretrain_tiny", "pretrain_mini", "pretrain_small", "pretrain_base", "pretrain_long", "classify", "tag"}
-    assert names == {path.stem for path in CONFIGS}
+    names = {"pretrain_tiny", "pretrain_mini", "pretrain_small", "pretrain_base", "pretrain_long"}
+    assert names | {"pretrain_longer", "classify", "tag"} == {path.stem for path in CONFIGS}
 
 
 @pytest.fixture

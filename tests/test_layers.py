@@ -61,6 +61,7 @@ IN_BLOCKS = ShatterConfig(
     query_block_size=4,
     recompute_blocks=True,
 )
+IN_SPANS = IN_BLOCKS.replace(far_keys="spans", near_block_size=8, spans_per_block=2)
 IDS = tf.constant([[2, 7, 9, 11, 3, 5, 6, 8, 3, 0, 0], [2, 4, 4, 5, 6, 7, 8, 9, 10, 12, 3]])
 PACKS = tf.constant([[1, 1, 1, 1, 1, 2, 2, 2, 2, 0, 0], [1] * 11])
 TYPES = tf.constant([[0, 1, 2] * 3 + [0, 0], [1] * 11])
@@ -75,7 +76,7 @@ def _call_encoder(layer, training=False):
 def _call_block(layer, training=False):
     vectors = VECTORS[..., : layer.config.hidden_size]
     outputs = layer(vectors, PACKS, training=training)
-    return outputs[0] if layer.config == IN_BLOCKS else outputs
+    return outputs[0] if layer.config in (IN_BLOCKS, IN_SPANS) else outputs
 
 
 def _norm(name):
@@ -101,10 +102,12 @@ def _encoder(*more, part):
 CHECKS = [
     (ShatterAttention, CONFIG, _call_block, _attention("output_projection")),
     (ShatterAttention, IN_BLOCKS, _call_block, _attention("position_bias")),
+    (ShatterAttention, IN_SPANS, _call_block, _attention("position_bias")),
     (ShatterEncoderBlock, CONFIG, _call_block, _block("output_projection")),
     (ShatterEncoderBlock, IN_BLOCKS, _call_block, _block("position_bias")),
     (ShatterEncoder, CONFIG, _call_encoder, _encoder("pooler/kernel", "pooler/bias", part="output_projection")),
     (ShatterEncoder, IN_BLOCKS, _call_encoder, _encoder(_norm("final_layer_norm"), part="position_bias")),
+    (ShatterEncoder, IN_SPANS, _call_encoder, _encoder(_norm("final_layer_norm"), part="position_bias")),
 ]
 # Model Garden's layers with a change or two: test_baselines.py.
 # TextEncoder is one of strings: test_text_encoder.py. Student and TextVectors are models around an encoder:
@@ -134,4 +137,6 @@ def test_layer(cls, config, call, names, tmp_path):
 
 
 def test_every_setting_differs_from_its_default():
-    assert [key for key, value in CONFIG.as_dict().items() if value == ShatterConfig().as_dict()[key]] == []
+    """In one of the configs: spans need the default partition."""
+    configs = CONFIG.as_dict(), IN_SPANS.as_dict()
+    assert [key for key, value in ShatterConfig().as_dict().items() if all(c[key] == value for c in configs)] == []

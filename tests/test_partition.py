@@ -6,7 +6,8 @@ import reference
 import tensorflow as tf
 
 from shatter_tf.encoders.shatter.config import PARTITIONS, ShatterConfig
-from shatter_tf.encoders.shatter.partition import far_parts, position_partition, soft_partition, squash
+from shatter_tf.encoders.shatter.partition import far_parts, position_partition, soft_partition
+from shatter_tf.encoders.shatter.squashing import squash
 
 FAMILIES = pytest.mark.parametrize("family", PARTITIONS)
 

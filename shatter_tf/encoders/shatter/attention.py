@@ -9,6 +9,7 @@ from shatter_tf.encoders.base import as_config
 from shatter_tf.encoders.shatter.blockwise import attend_in_blocks
 from shatter_tf.encoders.shatter.config import ShatterConfig
 from shatter_tf.encoders.shatter.equations import attend, mask_and_partition
+from shatter_tf.encoders.shatter.spans import attend_to_spans
 from shatter_tf.layers.dropout import random_keys
 from shatter_tf.layers.masks import query_positions
 
@@ -21,8 +22,8 @@ class ShatterAttention(tf_keras.layers.Layer):
       x: [B, M, D].
       packs: document numbers, int32 [B, M]; see `attention_mask`.
       maps: the mask, bool [B, L, M], and the partition, [P, L, M], which all layers share; see `mask_and_partition`.
-        L < M computes only the first L positions. Without them the layer attends in blocks of queries where the static
-        length is beyond `config.query_block_size`, and else makes them itself.
+        L < M computes only the first L positions. Without them the layer attends in blocks of queries, or to spans,
+        where the static length is beyond `config.query_block_size`, and else makes them itself.
       dropout_keys: uint32 [B]; see `dropout.dropout`. Without them, training draws keys of its own; outside training
         they are ignored.
 
@@ -78,7 +79,8 @@ class ShatterAttention(tf_keras.layers.Layer):
         position_bias = self.position_bias(queries) if self.position_bias else None
         operands = (self.config, self.query(queries), position_bias, x, self.value(x))
         if maps is None:
-            y, attention = attend_in_blocks(*operands, packs, dropout_keys), None
+            in_blocks = attend_in_blocks if self.config.far_keys == "tokens" else attend_to_spans
+            y, attention = in_blocks(*operands, packs, dropout_keys), None
         else:
             y, attention = attend(*operands, *maps, dropout_keys)
 

@@ -68,7 +68,9 @@ def attend_in_blocks(
     per_part = config.normalizer in ("none", "part_row_sum")
     if per_part and distance and config.query_block_size + 2 * distance < x.shape[1]:
         # Every tensor is an argument: what is recomputed must not capture others.
-        near = tf.recompute_grad(lambda *tensors: _read_near(config, *tensors))(queries, keys)
+        near = tf.recompute_grad(lambda *tensors: read_near(config, *tensors, config.query_block_size, distance))(
+            queries, keys
+        )
         far = _block_by_block(_read_far, config, queries, _far_keys(config, keys))
         y, totals = near[0] + far[0], near[1] + far[1]
     else:
@@ -80,7 +82,7 @@ def _block_by_block(read: Callable, config: ShatterConfig, queries: dict, keys: 
     """Returns what `read(config, block, keys)` reads, [B, Q, D] and [B, Q, P], for all blocks: [B, L, D], [B, L, P]."""
     x = keys["x"]
     size = config.query_block_size
-    blocks = dict(start=tf.range(0, x.shape[1], size), **{name: _cut(t, size) for name, t in queries.items()})
+    blocks = dict(start=tf.range(0, x.shape[1], size), **{name: cut(t, size) for name, t in queries.items()})
 
     @tf.recompute_grad
     def read_block(block, keys):
@@ -94,7 +96,7 @@ def _block_by_block(read: Callable, config: ShatterConfig, queries: dict, keys: 
         fn_output_signature=tuple(tf.TensorSpec([rows, k], x.dtype) for k in (config.hidden_size, config.num_parts)),
         parallel_iterations=1,  # one block's memory at a time
     )
-    return [_join(t, size, x.shape[1]) for t in outputs]
+    return [join(t, size, x.shape[1]) for t in outputs]
 
 
 def _read_all(config: ShatterConfig, block: dict, keys: dict) -> tuple[tf.Tensor, tf.Tensor]:
@@ -106,24 +108,34 @@ def _read_all(config: ShatterConfig, block: dict, keys: dict) -> tuple[tf.Tensor
     return _read(config, block, keys, mask, soft_partition(config, r), (i * length, j))
 
 
-def _read_near(config: ShatterConfig, queries: dict, keys: dict) -> list[tf.Tensor]:
-    """Reads the windows around all blocks with all parts, and returns [B, L, D] and [B, L, P]."""
-    size = config.query_block_size
+def read_near(
+    config: ShatterConfig, queries: dict, keys: dict, size: int, distance: int, stride: Optional[int] = None
+) -> list[tf.Tensor]:
+    """Reads the windows around all blocks with all parts, and returns [B, L, D] and [B, L, P].
+
+    Args:
+      config: supplies the partition.
+      queries: `query`, `packs` and perhaps `position_bias`, [B, L, K].
+      keys: `x` and `packs`, [B, L, K], `value`, [B, P, L, E], and perhaps `dropout_keys`.
+      size: queries in a block.
+      distance: keys on either side of a block.
+      stride: what tells the entries of one query from those of the next in dropout; L, if left out.
+    """
     batch_size = tf.shape(keys["x"])[0]
     length = keys["x"].shape[1]
-    distance, _ = far_parts(config)
+    stride = stride or length
     i, j = tf.range(size), tf.range(-distance, size + distance)
     r = j - i[:, tf.newaxis]  # the same in every window
 
-    blocks = {name: tf.reshape(_cut(t, size), [-1, size, t.shape[-1]]) for name, t in queries.items()}
+    blocks = {name: tf.reshape(cut(t, size), [-1, size, t.shape[-1]]) for name, t in queries.items()}
     windows = {name: _windows(keys[name], size, distance) for name in ("x", "packs", "value")}
     starts = tf.range(0, length, size)
     if "dropout_keys" in keys:
         windows["dropout_keys"] = tf.tile(keys["dropout_keys"], starts.shape)
     starts = tf.repeat(starts, batch_size)[:, tf.newaxis]
     mask = tf.logical_and(same_document(blocks["packs"][..., 0], windows["packs"][..., 0]), r != 0)
-    read = _read(config, blocks, windows, mask, soft_partition(config, r), ((starts + i) * length, starts + j))
-    return [_join(t, size, length) for t in read]
+    read = _read(config, blocks, windows, mask, soft_partition(config, r), ((starts + i) * stride, starts + j))
+    return [join(t, size, length) for t in read]
 
 
 def _read(config, block, keys, mask, partition, places) -> tuple[tf.Tensor, tf.Tensor]:
@@ -186,14 +198,14 @@ def _among_all(config: ShatterConfig, inner: tf.Tensor, outer: tf.Tensor) -> tf.
     return tf.concat([outer_left, inner_left, between, inner_right, outer_right], axis=-1)
 
 
-def _cut(t: tf.Tensor, size: int) -> tf.Tensor:
+def cut(t: tf.Tensor, size: int) -> tf.Tensor:
     """Cuts [B, L, K] into [N, B, Q, K]; the last block is padded with zeros."""
     number = -(-t.shape[1] // size)
     t = tf.pad(t, [[0, 0], [0, number * size - t.shape[1]], [0, 0]])
     return tf.transpose(tf.reshape(t, [-1, number, size, t.shape[-1]]), [1, 0, 2, 3])
 
 
-def _join(t: tf.Tensor, size: int, length: int) -> tf.Tensor:
+def join(t: tf.Tensor, size: int, length: int) -> tf.Tensor:
     """Joins blocks, [N, B, Q, K] or that with some axes merged, into [B, L, K]."""
     number = -(-length // size)
     k = t.shape[-1]
@@ -203,8 +215,15 @@ def _join(t: tf.Tensor, size: int, length: int) -> tf.Tensor:
 
 def _windows(t: tf.Tensor, size: int, distance: int) -> tf.Tensor:
     """Returns the window of [B, ..., L, K] around each block, [N B, ..., W, K], with zeros beyond the ends."""
-    length = t.shape[-2]
+    length, width = t.shape[-2:]
     starts = range(0, length, size)
-    t = tf.pad(t, [[0, 0]] * (t.shape.rank - 2) + [[distance, distance + len(starts) * size - length], [0, 0]])
-    windows = tf.stack([t[..., start : start + size + 2 * distance, :] for start in starts])
-    return tf.reshape(windows, [-1, *windows.shape[2:]])
+    number = len(starts)
+    axis = t.shape.rank - 2
+    t = tf.pad(t, [[0, 0]] * axis + [[distance, distance + number * size - length], [0, 0]])
+    if distance == size:  # a window is three blocks, which need no slice for every window
+        blocks = tf.reshape(t, tf.concat([tf.shape(t)[:axis], [number + 2, size, width]], axis=0))
+        windows = tf.concat([blocks[..., i : i + number, :, :] for i in range(3)], axis=-2)
+        windows = tf.transpose(windows, [axis, *range(axis), axis + 1, axis + 2])
+    else:
+        windows = tf.stack([t[..., start : start + size + 2 * distance, :] for start in starts])
+    return tf.reshape(windows, [-1, *t.shape[1:axis], size + 2 * distance, width])

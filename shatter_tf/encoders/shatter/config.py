@@ -6,10 +6,13 @@ from typing import ClassVar, Optional
 from official.modeling import hyperparams
 
 from shatter_tf.encoders.base import Family
+from shatter_tf.encoders.shatter import squashing
 
 PARTITIONS = ("linear", "bernstein")
 
 NORMALIZERS = ("none", "row_sum", "unit_length", "part_row_sum")
+
+FAR_KEYS = ("tokens", "spans", "none")
 
 
 @dataclasses.dataclass
@@ -39,6 +42,11 @@ class ShatterConfig(Family, hyperparams.Config):
         "first_token", BERT's tanh projection of the first token, for a task that trains it.
       query_block_size: attention over inputs longer than this processes that many positions at a time and recomputes
         each block in the backward pass, so that memory grows with the length and no longer with its square.
+      far_keys: what such inputs are read by beyond the blocks beside a query's own: "tokens" (the blocks are those of
+        `query_block_size`, and nothing is lost), "spans" of them (spans.py), whose cost hardly grows with the length,
+        or "none".
+      near_block_size: tokens in a block, where far keys are not tokens; a power of two.
+      spans_per_block: spans that far blocks are read in; a power of two. The more, the nearer to "tokens".
       recompute_blocks: keep only what passes from block to block, and recompute the rest in the backward pass.
       dropout_rate: dropout of embeddings and sub-layer outputs.
       attention_dropout_rate: dropout of the one attention map.
@@ -70,6 +78,9 @@ class ShatterConfig(Family, hyperparams.Config):
     norm_first: bool = True
     pooling: str = "mean"
     query_block_size: int = 512
+    far_keys: str = "tokens"
+    near_block_size: int = 64
+    spans_per_block: int = 32
     recompute_blocks: bool = False
     dropout_rate: float = 0.1
     attention_dropout_rate: float = 0.1
@@ -95,12 +106,38 @@ class ShatterConfig(Family, hyperparams.Config):
         if self.num_parts > 0 and self.hidden_size % self.num_parts:
             found.append(f"hidden_size={self.hidden_size} is not divisible by num_parts={self.num_parts}")
 
-        for name, allowed in (("partition", PARTITIONS), ("normalizer", NORMALIZERS)):
+        for name, allowed in (("partition", PARTITIONS), ("normalizer", NORMALIZERS), ("far_keys", FAR_KEYS)):
             if getattr(self, name) not in allowed:
                 found.append(f"{name}={getattr(self, name)!r} is not one of {', '.join(allowed)}")
         if self.output_range is not None and self.output_range <= 0:
             found.append(f"output_range={self.output_range} is not positive")
+        return found + (self._problems_of_spans() if self.far_keys in FAR_KEYS[1:] and not found else [])
+
+    def _problems_of_spans(self) -> list[str]:
+        found = []
+        for name in ("near_block_size", "spans_per_block"):
+            value = getattr(self, name)
+            if value < 1 or value & (value - 1):
+                found.append(f"{name}={value} is not a power of two")
+        if not self.far_distance:
+            found.append(f"far_keys={self.far_keys!r} needs partition='linear' and num_parts of 6 or more")
+        if self.near_block_size < self.far_distance:
+            found.append(
+                f"near_block_size={self.near_block_size}: needs {self.far_distance}, where only two parts reach"
+            )
+        if self.normalizer not in ("none", "part_row_sum"):
+            found.append(f"far_keys={self.far_keys!r} needs normalizer='part_row_sum' or 'none', for each part its own")
         return found
+
+    @property
+    def far_distance(self) -> int:
+        """The tokens from which on only the two outermost parts on a side are not zero; 0 if there are none such.
+
+        Hats have compact support: from there on only two are left.
+        """
+        if self.partition != "linear" or self.num_parts < 6:
+            return 0
+        return squashing.far_distance(self.squashing_scale, self.num_parts)
 
     @property
     def longest_dynamic(self) -> int:

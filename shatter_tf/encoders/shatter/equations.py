@@ -95,7 +95,7 @@ def attention_map(config: ShatterConfig, scores: tf.Tensor, mask: tf.Tensor) -> 
       config: supplies the sigmoid's bias and the normalizer: "none" and "part_row_sum" (n_i = 1; for the latter see
         `normalize_parts`), "row_sum" (n_i = sum_j a_ij) or "unit_length" (n_i = sqrt(sum_j a_ij^2)).
       scores: s, float32 [B, L, M].
-      mask: m, bool [B, L, M].
+      mask: m, bool [B, L, M]; or how many tokens each key stands for, float32.
 
     Source: the sigmoid is the paper's. Its bias is ours: far below its midpoint it is nearly an exponential, which a
     normalizer turns into a softmax, but it needs no row maximum and cannot overflow. The normalizers are ours, too.

@@ -1,8 +1,7 @@
 """Soft partitions of relative positions: f_p(r) >= 0 with sum_p f_p(r) = 1 (Shatter, arXiv 2108.13032).
 
-A partition is a function of t(r) in [0, 1], a monotone squashing of the relative position r = j - i that resolves near
-positions finely and far ones coarsely. Everything here is float32, whatever f is rounded to afterwards: bfloat16 cannot
-tell positions 256 and 257 apart.
+A partition is a function of t(r) in [0, 1] (squashing.py). Everything here is float32, whatever f is rounded to
+afterwards: bfloat16 cannot tell positions 256 and 257 apart.
 """
 
 import math
@@ -12,47 +11,7 @@ from typing import Optional
 import tensorflow as tf
 
 from shatter_tf.encoders.shatter.config import ShatterConfig
-
-
-def squash(r: tf.Tensor, scale: float, num_parts: int) -> tf.Tensor:
-    """Maps relative positions to [0, 1]: to where they lie among the P knots 0, 1/(P - 1), …, 1.
-
-        t(r) = (1 + sgn(r) (d + (1 - d) (|r| - 1) / (|r| - 1 + c))) / 2     with d and c of `nearest`, and t(0) = 1/2
-
-    It is monotone, and t(-r) = 1 - t(r). The outermost knots are infinitely far away.
-
-    Args:
-      r: relative positions j - i in tokens, any shape, whole numbers of any real dtype.
-      scale: how far the parts reach, 1 being the default.
-      num_parts: P.
-
-    Returns:
-      t, float32, the shape of `r`.
-
-    Example:
-    >>> t = squash(tf.constant([-5, 0, 1, 5]), scale=1.0, num_parts=8)
-    >>> [round(7 * value, 3) for value in t.numpy().tolist()]
-    [1.0, 3.5, 4.667, 6.0]
-
-    Source: ours. It needs no maximum length, and puts most parts where they matter most, within a few tokens. Nothing
-    of [0, 1] is left for r = 0, because no token attends to itself. docs/log.md has the measurements behind it.
-    """
-    r = tf.cast(r, tf.float32)
-    d, c = nearest(scale, num_parts)
-    further = tf.nn.relu(tf.abs(r) - 1.0)
-    return 0.5 * (1.0 + tf.sign(r) * (d + (1.0 - d) * further / (further + c)))
-
-
-def nearest(scale: float, num_parts: int) -> tuple[float, float]:
-    """Returns d and c of `squash`: 2 t(1) - 1, and the distance from 1 at which t is half-way from there to the end.
-
-    With an even number of parts from 6 on, r = 1 falls two thirds of the way from the first knot on its side to the
-    second, which lies at 1 + scale / 2: a token's neighbor matters most, and so gets a part of its own and most of
-    another. With other numbers it falls on the first knot, or half-way between the middle knot and the first.
-    """
-    if num_parts % 2 or num_parts < 6:
-        return 1 / max(num_parts - 1, 1), scale
-    return 7 / 3 / (num_parts - 1), scale * 0.75 * (num_parts - 4)
+from shatter_tf.encoders.shatter.squashing import squash
 
 
 def linear(t: tf.Tensor, num_parts: int, parts: Optional[Sequence[int]] = None) -> tf.Tensor:
@@ -136,13 +95,8 @@ def far_parts(config: ShatterConfig) -> tuple[int, list[tuple[int, int]]]:
     >>> bool(tf.reduce_all(f[2:-2] < 1e-6))
     True
     """
-    number = config.num_parts
-    if config.partition != "linear" or number < 6:
-        return 0, []
-    # Part P - 3 ends at the knot of part P - 2: t(r) = (P - 2) / (P - 1), which is where r is
-    d, c = nearest(config.squashing_scale, number)
-    distance = 1 + c * (number - 3 - d * (number - 1)) / 2
-    return math.ceil(distance), [(1, number - 2), (0, number - 1)]
+    distance, last = config.far_distance, config.num_parts - 1
+    return distance, [(1, last - 1), (0, last)] if distance else []
 
 
 def position_partition(config: ShatterConfig, length, num_queries=None) -> tf.Tensor:
