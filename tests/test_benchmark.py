@@ -13,10 +13,10 @@ from tiny import PLAIN
 from shatter_tf import benchmark
 from shatter_tf.encoders.registry import FAMILIES
 from shatter_tf.errors import UserError
-from shatter_tf.measuring import cost, cross_compiler
+from shatter_tf.measuring import cost, cross_compiler, targets
 from shatter_tf.measuring.cost import largest_batch
 from shatter_tf.measuring.hlo import matmul_flops
-from shatter_tf.training import settings
+from shatter_tf.training import device, settings
 from shatter_tf.training.timing import TrainingStep, synthetic_batch
 
 TPU_PYTHON, GPU_PYTHON = (
@@ -101,9 +101,7 @@ def test_the_largest_batch_fits_and_one_more_does_not(fixed, per_row, memory):
 class Target:
     """A device on which a row takes 3 bytes in Shatter and 5 in BERT, half of that beyond 100 rows, and weights 100."""
 
-    precision = "float32"
-
-    def __init__(self, refinements):
+    def __init__(self, refinements=0):
         self.refinements = refinements
         self.compiled = []
 
@@ -112,18 +110,21 @@ class Target:
         self.compiled.append((name, rows))
         return dict(peak_bytes=100 + dict(shatter=3, bert=5)[name] * (rows if rows < 100 else 50 + rows // 2))
 
+    def choose(self, runtime):
+        device.apply(runtime, device.Way(True, "float32"))
+
     def time(self, models):
         pass
 
 
 @pytest.mark.parametrize(("refinements", "largest"), [(0, [300, 180]), (2, [501, 261])])
 def test_the_largest_batches_of_both_models_are_measured(refinements, largest):
-    args = benchmark.parse_arguments([f"--params_override={OVERRIDE}", "--memory_gb=1e-6"])
+    args = benchmark.parse_arguments([f"--params_override={OVERRIDE}", "--memory_gb=1e-6", "--compare=bert"])
     target = Target(refinements)
     measurement = cost.measure_models(args, target, seq_length=16, batch_size=8)
     assert [measurement[name]["largest_batch"] for name in ("shatter", "bert")] == largest
     assert measurement["ratio"]["largest_batch"] == largest[0] / largest[1]
-    assert "largest batch that fits" in cost.format_table(measurement, "bert")
+    assert "largest batch that fits" in cost.format_table(measurement)
     assert len(target.compiled) == len(set(target.compiled)) == 2 * (2 + refinements)
 
 
@@ -202,17 +203,41 @@ def test_every_other_family_may_be_compared(capsys):
     for name in set(FAMILIES) - {"shatter"}:
         args = benchmark.parse_arguments([f"--compare={name}", f"--params_override={OVERRIDE}"])
         cost.check(args)
-        models = cost.resolve(args, "float32", seq_length=16, batch_size=2)
+        models = cost.resolve(args, Target(), seq_length=16, batch_size=2)
         encoders = {key: params.task.model.encoder for key, params in models.items()}
         assert {key: encoder.type for key, encoder in encoders.items()} == {"shatter": "shatter", name: name}
         assert {encoder.get().hidden_size for encoder in encoders.values()} == {SIZES["hidden_size"]}
+
+
+def test_on_a_machine_both_berts_are_compared():
+    args = benchmark.parse_arguments([f"--params_override={OVERRIDE}"])
+    cost.check(args)
+    models = cost.resolve(args, Target(), seq_length=16, batch_size=2)
+    assert [*models] == ["shatter", "bert", "tuned_bert"]
+    berts = [models[name].task.model.encoder.get() for name in ("bert", "tuned_bert")]
+    assert [bert.positions for bert in berts] == ["absolute", "rotary"]
+    assert len({(bert.hidden_size, bert.num_layers, bert.vocab_size) for bert in berts}) == 1
+
+
+@pytest.mark.parametrize("instructions", ["AMX", None])
+def test_a_cpu_computes_as_training_would(instructions, monkeypatch, tmp_path):
+    monkeypatch.setattr(device, "bfloat16_instructions", lambda: instructions)
+    machine = targets.Machine("cpu", 1, str(tmp_path))
+    for more, expected in (
+        ("", (False, "bfloat16") if instructions else (True, "float32")),
+        ("runtime.enable_xla=true", (True, "float32")),
+        ("runtime.mixed_precision_dtype=float32", (not instructions, "float32")),
+    ):
+        args = benchmark.parse_arguments([f"--params_override={','.join(filter(None, (OVERRIDE, more)))}"])
+        runtime = cost.resolve(args, machine, 16, 2)["shatter"].runtime
+        assert (runtime.enable_xla, runtime.mixed_precision_dtype) == expected
 
 
 def test_sizes_may_have_the_name_that_shatter_had():
     old = OVERRIDE.replace(".shatter.", ".any.")
     assert old != OVERRIDE
     args = benchmark.parse_arguments([f"--params_override={old}"])
-    for params in cost.resolve(args, "float32", seq_length=1024, batch_size=2).values():
+    for params in cost.resolve(args, Target(), seq_length=1024, batch_size=2).values():
         assert params.task.model.encoder.get().hidden_size == SIZES["hidden_size"]
         assert params.task.model.encoder.get().longest == 1024
 
@@ -222,6 +247,7 @@ def test_both_models_are_measured_side_by_side(tmp_path):
     json_path, png_path = tmp_path / "f.json", tmp_path / "f.png"
     process = run_benchmark(
         *("--seq_length=16,32", "--batch_size=16", "--rounds=2", "--train_steps=1000"),
+        f"--params_override={OVERRIDE},runtime.enable_xla=true",
         *(f"--json={json_path}", f"--plot={png_path}"),
     )
     assert process.returncode == 0, process.stderr
@@ -230,15 +256,17 @@ def test_both_models_are_measured_side_by_side(tmp_path):
     result = json.loads(json_path.read_text())
     assert [m["seq_length"] for m in result["measurements"]] == [16, 32]
     for measurement in result["measurements"]:
-        for model in ("shatter", "bert"):
+        for model in ("shatter", "bert", "tuned_bert"):
             figures = measurement[model]
             assert figures["fastest_seconds"] <= figures["step_seconds"] <= figures["slowest_seconds"]
             assert 0 < figures["temporary_bytes"] < figures["peak_bytes"]
             # Weights and two moments of each, float32.
             assert figures["argument_bytes"] > 12 * figures["parameters"]
             assert figures["training_days"] > 0
-        for key, ratio in measurement["ratio"].items():
-            assert math.isclose(ratio, measurement["shatter"][key] / measurement["bert"][key])
+        assert measurement["ratio"] == measurement["ratios"]["bert"]
+        for baseline, ratios in measurement["ratios"].items():
+            for key, ratio in ratios.items():
+                assert math.isclose(ratio, measurement["shatter"][key] / measurement[baseline][key])
 
 
 FAKE_COMPILER = """#!/bin/sh

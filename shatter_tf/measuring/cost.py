@@ -1,4 +1,4 @@
-"""What pretraining costs: figures of Shatter's step beside those of another family's at the same sizes."""
+"""What pretraining costs: figures of Shatter's step beside those of other encoders at the same sizes."""
 
 import argparse
 import itertools
@@ -18,9 +18,17 @@ from shatter_tf.errors import UserError, argument, nearest
 from shatter_tf.measuring import targets
 from shatter_tf.measuring.targets import Compiler, Machine
 from shatter_tf.training import settings
-from shatter_tf.training.device import AUTO
 
 _GIB = 2**30
+
+# What Shatter may be measured beside, and how: other families as they are by default, which for BERT is Model Garden's,
+# and the best BERT of docs/results.md.
+_BERT = "task.model.encoder.bert"
+BASELINES = {
+    **{name: f"task.model.encoder.type={name}" for name in FAMILIES if name != DEFAULT},
+    "tuned_bert": f"task.model.encoder.type=bert,{_BERT}.norm_first=false,{_BERT}.positions=rotary,"
+    f"{_BERT}.hidden_activation=squared_relu",
+}
 
 # How the table shows each figure, if it was measured: its name, and how a value is formatted.
 _ROWS = {
@@ -34,6 +42,7 @@ _ROWS = {
     "step_seconds": ("step, median", lambda v: f"{v * 1e3:.1f} ms"),
     "fastest_seconds": ("  fastest", lambda v: f"{v * 1e3:.1f} ms"),
     "slowest_seconds": ("  slowest", lambda v: f"{v * 1e3:.1f} ms"),
+    "examples_per_second": ("examples a second", lambda v: f"{v:,.1f}"),
     "tokens_per_second": ("tokens a second", lambda v: f"{v:,.0f}"),
     "share_of_peak": ("share of peak", lambda v: f"{v:.1%}"),
     "largest_batch": ("largest batch that fits", lambda v: f"{v:,}"),
@@ -53,17 +62,23 @@ def benchmark(args: argparse.Namespace) -> None:
     check(args)
     combinations = list(itertools.product(args.seq_length, args.batch_size))
     with targets.opened(args.target, args.compiler_python, args.rounds, args.hlo_dir) as target:
-        checked = [resolve(args, target.precision, *combination) for combination in combinations]
+        checked = [resolve(args, target, *combination) for combination in combinations]
         params = checked[0][DEFAULT]
+        if args.memory_gb and not params.runtime.enable_xla:
+            raise UserError(
+                f"{argument('memory_gb')}: without XLA, memory is not known; add runtime.enable_xla=true to "
+                f"{argument('params_override')}"
+            )
         encoder = params.task.model.encoder.shatter
         precision = params.runtime.mixed_precision_dtype
-        title = f"{encoder.num_layers} layers, width {encoder.hidden_size}, {precision}, on {args.target}"
+        way = f"{precision}{'' if params.runtime.enable_xla else ', no XLA'}"
+        title = f"{encoder.num_layers} layers, width {encoder.hidden_size}, {way}, on {args.target}"
         say(f"One training step (encoder, masked-LM head, AdamW): {title}")
 
         measurements = []
         for combination in combinations:
             measurements.append(measure_models(args, target, *combination))
-            say("\n" + format_table(measurements[-1], args.compare))
+            say("\n" + format_table(measurements[-1]))
 
     say(f"\n{target.compiler}" + (f": {target.caveat}" if target.caveat else ""))
     if args.train_steps:
@@ -84,15 +99,15 @@ def benchmark(args: argparse.Namespace) -> None:
         with open(args.json, "w", encoding="utf8") as f:
             json.dump(result, f, indent=1)
     if args.plot:
-        plot(measurements, args.compare, title).savefig(args.plot, dpi=120)
+        plot(measurements, title).savefig(args.plot, dpi=120)
 
 
 def check(args: argparse.Namespace) -> None:
     """Raises UserError for a baseline that does not exist, a target that cannot be measured here, and bad values."""
-    baselines = [name for name in FAMILIES if name != DEFAULT]
-    if args.compare not in baselines:
-        near = nearest(args.compare, baselines)
-        raise UserError(f"{argument('compare')}={args.compare}: give one of {', '.join(baselines)}{near}")
+    for name in args.compare:
+        if name not in BASELINES:
+            near = nearest(name, BASELINES)
+            raise UserError(f"{argument('compare')}={name}: give some of {', '.join(BASELINES)}{near}")
 
     if args.config:
         args.config_file = find_config(args.config)
@@ -109,20 +124,19 @@ def check(args: argparse.Namespace) -> None:
 
 
 def resolve(
-    args: argparse.Namespace, precision: str, seq_length: int, batch_size: int
+    args: argparse.Namespace, target: Machine | Compiler, seq_length: int, batch_size: int
 ) -> dict[str, cfg.ExperimentConfig]:
-    """Returns the settings of both models, by name, for one length and batch size; raises UserError."""
+    """Returns the settings of all models, by name, for one length and batch size; raises UserError."""
     sizes = (
         f"task.train_data.seq_length={seq_length},task.train_data.global_batch_size={batch_size},"
         f"task.model.encoder.shatter.max_sequence_length={max(seq_length, 512)}"
     )
     models = {}
-    for name in (DEFAULT, args.compare):
-        override = ",".join(filter(None, (args.params_override, sizes, f"task.model.encoder.type={name}")))
+    for name in (DEFAULT, *args.compare):
+        encoder = BASELINES.get(name, f"task.model.encoder.type={name}")
+        override = ",".join(filter(None, (args.params_override, sizes, encoder)))
         params = settings.resolve_without_data(config_file=args.config_file, params_override=override)
-        params.runtime.enable_xla = True  # the figures are XLA's
-        if params.runtime.mixed_precision_dtype == AUTO:
-            params.runtime.mixed_precision_dtype = precision
+        target.choose(params.runtime)
         models[name] = params
     return models
 
@@ -130,9 +144,9 @@ def resolve(
 def measure_models(
     args: argparse.Namespace, target: Machine | Compiler, seq_length: int, batch_size: int
 ) -> dict[str, Any]:
-    """Returns the figures of both models for one length and batch size, and their ratios."""
+    """Returns the figures of all models for one length and batch size, and Shatter's as shares of the others'."""
     models = {}
-    for name, params in resolve(args, target.precision, seq_length, batch_size).items():
+    for name, params in resolve(args, target, seq_length, batch_size).items():
         say(f"compiling {name}, {batch_size} x {seq_length} tokens", sys.stderr)
         models[name] = target.compile(name, params)
     target.time(models)
@@ -144,14 +158,19 @@ def measure_models(
                 figures["largest_batch"] = rows
     for figures in models.values():
         if "step_seconds" in figures:
+            figures["examples_per_second"] = batch_size / figures["step_seconds"]
             figures["tokens_per_second"] = batch_size * seq_length / figures["step_seconds"]
         if args.train_steps:
             tokens = args.train_steps * args.global_batch_size * seq_length
             figures["training_days"] = tokens / figures["tokens_per_second"] / args.devices / 86_400
 
-    baseline = models[args.compare]
-    ratio = {key: value / baseline[key] for key, value in models[DEFAULT].items() if baseline.get(key)}
-    return dict(seq_length=seq_length, batch_size=batch_size, **models, ratio=ratio)
+    ratios = {}
+    for name in args.compare:
+        ratios[name] = {
+            key: value / models[name][key] for key, value in models[DEFAULT].items() if models[name].get(key)
+        }
+    first = ratios[args.compare[0]]
+    return dict(seq_length=seq_length, batch_size=batch_size, **models, ratio=first, ratios=ratios)
 
 
 def find_largest_batch(
@@ -165,7 +184,7 @@ def find_largest_batch(
     rows = max(peaks) // 2 or 2
     for _ in range(1 + target.refinements):
         say(f"compiling {name}, {rows} x {seq_length} tokens", sys.stderr)
-        figures = target.compile(name, resolve(args, target.precision, seq_length, rows)[name])
+        figures = target.compile(name, resolve(args, target, seq_length, rows)[name])
         peaks[rows] = figures["peak_bytes"]
         if "step" in figures:
             figures["step"].free()
@@ -191,20 +210,22 @@ def largest_batch(peaks: dict[int, int], memory: float) -> int | None:
     return max(0, int((memory - (peak - rows * per_row)) // per_row)) if per_row > 0 else None
 
 
-def format_table(measurement: dict[str, Any], baseline: str) -> str:
+def format_table(measurement: dict[str, Any]) -> str:
     """Returns one measurement as lines of text, one figure per line."""
     title = f"{measurement['batch_size']} x {measurement['seq_length']} tokens"
-    models = (DEFAULT, baseline)
-    lines = [f"{title:28}{DEFAULT:>14}{baseline:>14}{'ratio':>8}"]
-    for key, (name, written) in _ROWS.items():
-        if all(key in measurement[model] for model in models):
-            ratio = measurement["ratio"].get(key)
-            values = "".join(f"{written(measurement[model][key]):>14}" for model in models)
-            lines.append(f"{name:28}{values}" + (f"{ratio:8.2f}" if ratio else ""))
+    baselines = measurement["ratios"]
+    lines = [f"{title:28}{DEFAULT:>14}" + "".join(f"{name:>14}{'ratio':>8}" for name in baselines)]
+    for key, (figure, written) in _ROWS.items():
+        if all(key in measurement[model] for model in (DEFAULT, *baselines)):
+            line = f"{figure:28}{written(measurement[DEFAULT][key]):>14}"
+            for name, ratios in baselines.items():
+                ratio = f"{ratios[key]:8.2f}" if key in ratios else " " * 8
+                line += f"{written(measurement[name][key]):>14}{ratio}"
+            lines.append(line.rstrip())
     return "\n".join(lines)
 
 
-def plot(measurements: list[dict[str, Any]], baseline: str, title: str) -> Figure:
+def plot(measurements: list[dict[str, Any]], title: str) -> Figure:
     """Returns tokens a second, if known, and temporary memory against length, a line for each model and batch size."""
     panels = [
         ("tokens_per_second", 1e3, "thousand tokens a second"),
@@ -217,12 +238,12 @@ def plot(measurements: list[dict[str, Any]], baseline: str, title: str) -> Figur
     figure = Figure(figsize=(5 * len(panels), 4), layout="constrained")
     all_axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for axes, (key, unit, label) in zip(all_axes, panels, strict=True):
-        for model, color in ((DEFAULT, "C0"), (baseline, "C1")):
+        for i, model in enumerate((DEFAULT, *measurements[0]["ratios"])):
             for batch_size, style in zip(batch_sizes, itertools.cycle(("-", "--", ":", "-."))):
                 chosen = [m for m in measurements if m["batch_size"] == batch_size]
                 lengths = [m["seq_length"] for m in chosen]
                 values = [m[model][key] / unit for m in chosen]
-                axes.plot(lengths, values, style, color=color, marker="o", label=f"{model}, {batch_size} rows")
+                axes.plot(lengths, values, style, color=f"C{i}", marker="o", label=f"{model}, {batch_size} rows")
 
         axes.set(xlabel="tokens in a row", ylabel=label, xscale="log", ylim=(0, None))
         axes.set_xticks(sorted({m["seq_length"] for m in measurements}))

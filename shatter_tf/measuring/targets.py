@@ -20,6 +20,8 @@ from shatter_tf.measuring import cross_compiler
 from shatter_tf.measuring.cross_compiler import GPUS
 from shatter_tf.measuring.hlo import matmul_flops
 from shatter_tf.measuring.xla_memory import dump_buffers, newest_buffers
+from shatter_tf.training import device
+from shatter_tf.training.device import Way
 from shatter_tf.training.timing import TrainingStep, best_matmul_rate, measure, synthetic_batch
 
 # For each generation of TPU: floating-point operations per cycle of a core's matrix units (four of 128 x 128
@@ -33,7 +35,9 @@ _CAVEATS = {
 
 
 class Machine:
-    """This machine's CPU or GPU: compiles steps with XLA, and runs those of all models in turn.
+    """This machine's CPU or GPU: computes steps as training would, those of all models in turn.
+
+    Without XLA, as on CPUs with instructions for bfloat16, there are no figures of memory.
 
     Args:
       target: cpu or gpu.
@@ -50,7 +54,7 @@ class Machine:
     refinements = 0  # a step of a batch that fills the memory would take long
 
     def __init__(self, target: str, rounds: int, directory: str):
-        self.compiler = f"XLA of TensorFlow {tf.__version__}"
+        self.compiler = f"TensorFlow {tf.__version__}"
         self._target = target
         self._rounds = rounds
         self._directory = directory
@@ -63,19 +67,20 @@ class Machine:
             raise UserError(f"{argument('target')}={target}: TensorFlow sees no GPU here")
         self._gpus = gpus
 
-    @property
-    def precision(self) -> str:
-        """The precision that the target is made for."""
+    def choose(self, runtime: cfg.RuntimeConfig) -> None:
+        """Replaces "auto" in `runtime` by what training would choose; where it would try, by XLA."""
         if self._target == "cpu":
-            return "float32"
-        details = tf.config.experimental.get_device_details(self._gpus[0])
-        return _precision_of_gpu(details.get("compute_capability", (8, 0)))
+            device.apply(runtime, device.way_of_cpu(runtime) or Way(True, "float32"))
+        else:
+            details = tf.config.experimental.get_device_details(self._gpus[0])
+            precision = _precision_of_gpu(details.get("compute_capability", (8, 0)))
+            device.apply(runtime, Way(True, precision))
 
     def compile(self, name: str, params: cfg.ExperimentConfig) -> dict[str, Any]:
         """Returns a model's figures that do not depend on time, and its `step`."""
         step = TrainingStep(params, synthetic_batch(params))
         step()
-        memory = newest_buffers(self._directory)
+        memory = newest_buffers(self._directory) if params.runtime.enable_xla else {}
         return dict(step=step, parameters=step.parameters, matmul_flops=matmul_flops(step.hlo()), **memory)
 
     def time(self, models: dict[str, dict[str, Any]]) -> None:
@@ -111,10 +116,11 @@ class Compiler:
         # A TPU's compiler takes minutes, and rejects what does not fit the TPU.
         self.refinements = 2 if self._kind == "gpu" else 0
 
-    @property
-    def precision(self) -> str:
-        """The precision that the target is made for."""
-        return _precision_of_gpu(GPUS[self._device].compute_capability) if self._kind == "gpu" else "bfloat16"
+    def choose(self, runtime: cfg.RuntimeConfig) -> None:
+        """Replaces "auto" in `runtime` by the precision that the target is made for, and XLA."""
+        is_gpu = self._kind == "gpu"
+        precision = _precision_of_gpu(GPUS[self._device].compute_capability) if is_gpu else "bfloat16"
+        device.apply(runtime, Way(True, precision))
 
     def compile(self, name: str, params: cfg.ExperimentConfig) -> dict[str, Any]:
         """Returns all figures of a model."""

@@ -55,13 +55,20 @@ def known_way(runtime: cfg.RuntimeConfig) -> tuple[Optional[Way], str]:
         details = tf.config.experimental.get_device_details(gpus[0])
         has_bfloat16 = details.get("compute_capability", (0, 0)) >= _FIRST_GPUS_WITH_BFLOAT16
         return Way(True, "bfloat16" if has_bfloat16 else "float32"), details.get("device_name", "GPU")
-    instructions = bfloat16_instructions()
-    if instructions:
-        # XLA has no bfloat16 products of its own on CPUs, and is slower with them than without.
-        return Way(False, "float32" if runtime.enable_xla is True else "bfloat16"), f"CPU with {instructions}"
+    way = way_of_cpu(runtime)
+    if way:
+        return way, f"CPU with {bfloat16_instructions()}"
     if runtime.distribution_strategy == MULTI_WORKER:
         return Way(False, "float32"), "several machines' CPUs"  # cannot be compiled, nor tried one without the other
     return None, "CPU without instructions for bfloat16"
+
+
+def way_of_cpu(runtime: cfg.RuntimeConfig) -> Optional[Way]:
+    """Returns the way that is known to be fastest on this machine's CPU, or None."""
+    if not bfloat16_instructions():
+        return None
+    # XLA has no bfloat16 products of its own on CPUs, and is slower with them than without.
+    return Way(False, "float32" if runtime.enable_xla is True else "bfloat16")
 
 
 def choose(runtime: cfg.RuntimeConfig) -> None:
