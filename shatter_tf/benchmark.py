@@ -14,7 +14,8 @@ Targets: cpu and gpu run the steps in turn, as training would: compiled by XLA, 
 much memory they take, or, on a CPU that multiplies in bfloat16, in that and without XLA. The others compile them for a
 device that need not be present. TPU targets (tpu:v4:2x2x1, tpu:v5e:2x2) use the compiler of real TPUs (`make
 tpu-compiler` gets it): memory and cycles are then the compiler's own estimates for one chip's core, the same at every
-run. GPU targets (gpu:v100, t4, a100, rtx4090, h100; `make gpu-compiler`) use XLA and give memory, but no times. Precision is bfloat16, or float16 on a V100 and a T4, which have no bfloat16.
+run. GPU targets (gpu:v100, t4, a100, rtx4090, h100; `make gpu-compiler`) use XLA and give memory, but no times.
+Precision is bfloat16, or float16 on a V100 and a T4, which have no bfloat16.
 """
 
 import argparse
