@@ -30,6 +30,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
         default="float32",
         help="how they are stored; bfloat16 is half the size, and computed with in float32 [float32]",
     )
+    parser.add_argument("--onnx", action="store_true", help="also write assets.extra/token_ids.onnx, for ONNX Runtime")
     parser.add_argument(
         "--litert", choices=("float32", "int8"), help="also write assets.extra/token_ids.tflite, weights stored so"
     )
@@ -48,7 +49,7 @@ def main(argv: list[str]) -> None:
         from shatter_tf.serving import saved_model
 
     lines = saved_model.export(
-        args.model_dir, args.export_dir, args.checkpoint, args.weights, args.litert, args.temperature
+        args.model_dir, args.export_dir, args.checkpoint, args.weights, args.litert, args.temperature, args.onnx
     )
     for line in lines:
         say(line)

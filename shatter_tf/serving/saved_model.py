@@ -17,8 +17,11 @@ from shatter_tf.serving import samples, versions
 from shatter_tf.serving import temperature as temperatures
 from shatter_tf.serving.card import Export, write_card
 from shatter_tf.serving.litert import FILE as LITERT_FILE
-from shatter_tf.serving.litert import convert_and_check
+from shatter_tf.serving.litert import convert_and_check as convert_to_litert
 from shatter_tf.serving.load import in_bfloat16, load_model
+from shatter_tf.serving.onnx import FILE as ONNX_FILE
+from shatter_tf.serving.onnx import check as check_onnx
+from shatter_tf.serving.onnx import convert_and_check as convert_to_onnx
 from shatter_tf.serving.servable import Servable, build_servable
 from shatter_tf.serving.temperature import WithTemperature
 from shatter_tf.training import run_dir
@@ -33,6 +36,7 @@ def export(
     weights: str = "float32",
     litert: Optional[str] = None,
     temperature: Optional[float] = None,
+    onnx: bool = False,
 ) -> list[str]:
     """Exports a run as the next version in a directory, which gets all of it or nothing.
 
@@ -43,6 +47,7 @@ def export(
       weights: "float32" or "bfloat16", how they are stored.
       litert: "float32" or "int8", the weights of a LiteRT model beside it; None writes none.
       temperature: that the logits of a classifier are divided by; None leaves its probabilities as they are.
+      onnx: whether an ONNX model is written beside it, too.
 
     Returns:
       Lines on what was written.
@@ -53,6 +58,9 @@ def export(
     """
     check_name(export_dir, argument("export_dir"))
     export_dir = export_dir.rstrip("/")
+
+    if onnx:
+        check_onnx()
 
     # What is trained, and what of it is served.
     run = run_dir.read(model_dir)
@@ -75,18 +83,19 @@ def export(
         # Check it.
         difference = _check(served, trained, temporary, restored, export_dir)
         notes = [f"Its outputs are at most {difference:.1e} from the trained model's, for texts of random wordpieces."]
-        lines = []
+        files = {}
         if litert:
-            litert_model, line = convert_and_check(trained, litert, TOLERANCE)
-            notes.append(line)
-            lines.append(line)
+            files[LITERT_FILE] = convert_to_litert(trained, litert, TOLERANCE)
+        if onnx:
+            files[ONNX_FILE] = convert_to_onnx(trained, TOLERANCE)
+        lines = [line for _, line in files.values()]
 
         # Add what belongs to it, and publish it.
         with _writing(export_dir):
-            if litert:
-                _write_file(os.path.join(temporary, LITERT_FILE), litert_model)
+            for file, (content, _) in files.items():
+                _write_file(os.path.join(temporary, file), content)
             samples.write_warmup_requests(served, temporary, os.path.basename(export_dir))
-            write_card(Export(run, model_dir, restored, served, temporary, target, temperature), notes)
+            write_card(Export(run, model_dir, restored, served, temporary, target, temperature), notes + lines)
             if tf.io.gfile.exists(target):
                 raise UserError(f"{target}: written by another export meanwhile; export again, for the next version")
             publish(temporary, target, last="saved_model.pb")
