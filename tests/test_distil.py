@@ -5,6 +5,7 @@ import os
 import pathlib
 import re
 import shutil
+import types
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from shatter_tf.data.distillation import DistilDataConfig, DistilDataLoader, cut
 from shatter_tf.encoders.registry import EncoderConfig
 from shatter_tf.errors import UserError
 from shatter_tf.serving.load import load_text_encoder
-from shatter_tf.tasks import distil
+from shatter_tf.tasks import base, distil
 from shatter_tf.training import run_dir, settings
 from shatter_tf.training.session import Session
 
@@ -135,6 +136,9 @@ def test_losses_are_those_of_the_equations(learn):
     outputs = model(batch, training=False)
     taught = task.teach(batch)
     losses = {name: float(total / weight) for name, (total, weight) in task.losses(batch, outputs).items()}
+    halved = task.loss_sums(dict(batch, tokens_share=tf.fill(batch["row_weights"].shape, 0.5)), outputs)
+    whole = task.loss_sums(batch, outputs)
+    assert {name: float(halved[name] / whole[name]) for name in whole} == {**dict.fromkeys(whole, 1.0), "tokens": 0.5}
 
     rows = np.flatnonzero(batch["row_weights"])
     assert 0 < len(rows) < len(batch["row_weights"])
@@ -160,6 +164,27 @@ def test_losses_are_those_of_the_equations(learn):
         for k in np.flatnonzero(batch["masked_lm_weights"][i])
     ]
     assert losses["masked_lm"] == pytest.approx(0.25 * np.mean(entropies), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ("trainer.train_steps=8", [1.0, 0.75, 0.0, 0.0]),
+        ("trainer.train_steps=8,task.tokens_steps=4", [1.0, 0.5, 0.0, 0.0]),
+        ("trainer.train_steps=8,task.tokens_steps=0", [None] * 4),
+        ("trainer.train_steps=8,task.cosine=0,task.similarity=0", [None] * 4),  # nothing else is learned
+    ],
+)
+def test_the_weight_of_tokens_falls_in_training(learn, monkeypatch, more, expected):
+    run = learn(more)
+    task = task_factory.get_task(run.params.task, data=run.data)
+    batch = next(iter(task.build_inputs(run.params.task.train_data)))
+    monkeypatch.setattr(base, "take_step", lambda task, inputs, *args: inputs)
+    for step, share in zip((0, 2, 8, 9), expected, strict=True):
+        given = task.train_step(batch, None, types.SimpleNamespace(iterations=tf.Variable(step, dtype=tf.int64)))
+        assert given.keys() - batch.keys() == ({"tokens_share"} if share is not None else set())
+        if share is not None:
+            assert given["tokens_share"].numpy().tolist() == [share] * 8
 
 
 def test_word_vectors_begin_along_the_teachers_principal_components(learn):

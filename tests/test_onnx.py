@@ -54,9 +54,7 @@ def test_export_writes_it(exported, tmp_path, monkeypatch, capsys):
     flags = [f"--model_dir={exported['regress']}", f"--export_dir={tmp_path}/served", "--onnx"]
     export(flags)
     path = tmp_path / "served/1/assets.extra/token_ids.onnx"
-    line = (
-        f"ONNX: assets.extra/token_ids.onnx, {path.stat().st_size / 1e6:.1f} MB, for any number of texts of up to"
-    )
+    line = f"ONNX: assets.extra/token_ids.onnx, {path.stat().st_size / 1e6:.1f} MB, for any number of texts of up to"
     assert line in capsys.readouterr().out
     assert line in (tmp_path / "served/1/README.md").read_text()
 

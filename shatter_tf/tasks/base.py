@@ -139,6 +139,9 @@ class TaskAnswers:
         """Yields settings that suit the data and the encoder, by name; each holds unless it is set elsewhere."""
         return recipe.fine_tuning(self, self.rows(data)[0])
 
+    def follow(self, trainer: cfg.TrainerConfig) -> None:
+        """Sets what is unset and follows from the settings of the training."""
+
     def too_few(self, data: Data) -> list[str]:
         """Returns a line if there are fewer rows than a batch has."""
         rows = self.rows(data)[0]

@@ -41,6 +41,8 @@ class DistilConfig(PretrainConfig):
         `teacher_weights`, that of its checkpoint.
       cosine, similarity, tokens, masked_lm: the weights of the objectives, see `DistilTask`; 0 leaves one out.
         Wordpieces are predicted only where train_data.mask_rate hides some.
+      tokens_steps: steps over which the weight of `tokens` falls to 0 in training, evenly; 0 leaves it as it is. Unset,
+        all of them: token states teach much at first, and are in the way of the vector in the end (docs/log.md).
       cache_teacher: whether the teacher reads the corpus once, before the first step, and not in every step: for
         several passes. Its vectors are kept in model_dir; those of single tokens would take too much room.
       teacher_embeddings: whether the student's word vectors begin as the teacher's, projected by their principal
@@ -59,6 +61,7 @@ class DistilConfig(PretrainConfig):
     cosine: float = 1.0
     similarity: float = 1.0
     tokens: float = 1.0
+    tokens_steps: Optional[int] = None
     masked_lm: float = 1.0
     cache_teacher: bool = False
     teacher_embeddings: bool = True
@@ -99,6 +102,10 @@ class DistilConfig(PretrainConfig):
     def recipe(self, data):
         return recipe.distillation(self, self.rows(data)[0])
 
+    def follow(self, trainer):
+        if self.tokens_steps is None:
+            self.tokens_steps = trainer.train_steps if self.cosine or self.similarity else 0
+
     def problems(self):
         found = super().problems()
         if not self.init_teacher:  # which is told
@@ -107,6 +114,8 @@ class DistilConfig(PretrainConfig):
         for name in ("cosine", "similarity", "tokens", "masked_lm"):
             if getattr(self, name) < 0:
                 found.append(f"{name}={getattr(self, name)} is negative; 0 leaves it out")
+        if self.tokens_steps and self.tokens_steps < 0:
+            found.append(f"tokens_steps={self.tokens_steps} is negative; 0 leaves the weight as it is")
         if not self.cosine and not self.similarity and (not self.tokens or self.cache_teacher):
             found.append("cosine, similarity and tokens are 0: nothing is learned from the teacher")
         if not self.cosine and not self.similarity and teacher.embedding_dimensions:
@@ -180,7 +189,7 @@ class DistilTask(BaseTask):
 
         cosine       mean over i of  1 - s_i · t_i
         similarity   mean over i and j of  (s_i · s_j - t_i · t_j)²,  over the global batch
-        tokens       mean over tokens of  |W h + b - g|² / |g|²
+        tokens       mean over tokens of  |W h + b - g|² / |g|²,  of a weight that falls to 0 (ours)
         masked_lm    the masked-LM loss of what was hidden from the student, and not from the teacher
 
     Sources: vectors as in Reimers, Gurevych 2020 (arXiv 2004.09813), by their direction; similarities, Tung, Mori 2019
@@ -283,6 +292,14 @@ class DistilTask(BaseTask):
 
     # === Steps ===
 
+    @without_autograph
+    def train_step(self, inputs, model, optimizer, *args, **kwargs):
+        if "tokens" in self.objectives and self.task_config.tokens_steps:
+            past = tf.cast(optimizer.iterations, tf.float32) / self.task_config.tokens_steps
+            left = tf.maximum(1.0 - past, 0.0)
+            inputs = dict(inputs, tokens_share=left * tf.ones_like(row_weights(inputs)))
+        return super().train_step(inputs, model, optimizer, *args, **kwargs)
+
     def weights(self, inputs):
         rows = tf.reduce_sum(row_weights(inputs))
         tokens = tf.reduce_sum(_token_weights(inputs)) if "tokens" in self.objectives else None
@@ -302,6 +319,8 @@ class DistilTask(BaseTask):
             )
         if "tokens" in self.objectives:
             errors = _token_errors(outputs["tokens"], taught["tokens"])
+            if "tokens_share" in inputs:  # in training, see `train_step`
+                errors *= inputs["tokens_share"][:, tf.newaxis]
             sums["tokens"] = tf.reduce_sum(errors * _token_weights(inputs))
         if "masked_lm" in self.objectives:
             losses = tf_keras.losses.sparse_categorical_crossentropy(

@@ -405,6 +405,7 @@ def _derive_trainer(params: cfg.ExperimentConfig, explicit: dict) -> None:
         errors = ("loss", "mean_squared_error")
         trainer.best_checkpoint_metric_comp = "lower" if trainer.best_checkpoint_eval_metric in errors else "higher"
     steps = trainer.train_steps
+    params.task.follow(trainer)
     rate, warmup = trainer.optimizer_config.learning_rate.get(), trainer.optimizer_config.warmup.get()
     if getattr(rate, "decay_steps", 0) is None:
         rate.decay_steps = max(1, steps)
