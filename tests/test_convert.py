@@ -31,7 +31,8 @@ from shatter_tf.encoders.bert.config import BertConfig
 from shatter_tf.errors import UserError
 from shatter_tf.serving import operations as graph
 from shatter_tf.serving.load import load_encoder, load_model, load_text_encoder
-from shatter_tf.training import run_dir
+from shatter_tf.tasks import recipe
+from shatter_tf.training import run_dir, settings
 
 GOOGLE = {name: value for name, value in CONFIG.items() if name not in ("model_type", "layer_norm_eps")}
 IDS = np.array([3, 7, 14, 9, 18, 4])
@@ -58,11 +59,11 @@ def change(path, **settings):
 def sentence_modules(directory, *modules):
     """Writes modules.json and the folders of sentence-transformers' modules: (name, settings) each."""
     rows = []
-    for i, (name, settings) in enumerate([("Transformer", None), *modules]):
+    for i, (name, of_module) in enumerate([("Transformer", None), *modules]):
         folder = f"{i}_{name}" if i else ""
         rows.append(dict(idx=i, name=str(i), path=folder, type=f"sentence_transformers.models.{name}"))
-        if settings is not None:
-            write_json(directory / folder / "config.json", settings)
+        if of_module is not None:
+            write_json(directory / folder / "config.json", of_module)
     write_json(directory / "modules.json", rows)
 
 
@@ -678,6 +679,19 @@ def test_fine_tuning_starts_from_it_and_training_in_it_is_refused(converted, tmp
     assert re.search(r"restored from \S+ckpt-0: encoder .*not used: masked_lm", out)
     run = run_dir.read(str(tmp_path / "tuned"))
     assert (run.converted_from, run.normalizer, run.vocabulary) == (None, "bert", VOCABULARY)
+
+    # Rates are lower for weights that others trained, also where they were trained further, but not for random ones.
+    rates = []
+    for start, more in ((converted, ""), (tmp_path / "tuned", ""), (tmp_path / "tuned", ",task.restore_weights=false")):
+        resolved = settings.resolve(
+            "classify",
+            data_dir=f"{tmp_path}/labelled",
+            init_checkpoint=str(start),
+            params_override=sizes.removeprefix("--params_override=") + more,
+        )
+        rates.append(resolved.params.trainer.optimizer_config.learning_rate.polynomial.initial_learning_rate)
+    assert rates == [recipe.fine_tuning_rate(D, is_converted) for is_converted in (True, True, False)]
+    assert rates[0] < rates[2]
 
     before = {path: path.read_bytes() for path in converted.iterdir()}
     message = refuse("train", *flags, sizes, f"--model_dir={converted}")

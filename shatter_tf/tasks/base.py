@@ -66,6 +66,7 @@ class Data:
       notes: a line for every file, which says how it was understood.
       unlabelled: rows like those of `train`, without labels, to learn from the teacher.
       teacher: the run that is learned from, if there is one.
+      converted: whether training starts from weights that `shatter convert` read.
     """
 
     train: Any
@@ -77,6 +78,7 @@ class Data:
     normalizer: str = ""
     unlabelled: list = dataclasses.field(default_factory=list)
     teacher: Optional[Teacher] = None
+    converted: bool = False
 
     def of(self, params: cfg.DataConfig) -> Any:
         """Returns what the loader of `params` reads from."""
@@ -137,7 +139,7 @@ class TaskAnswers:
 
     def recipe(self, data: Data) -> recipe.Recipe:
         """Yields settings that suit the data and the encoder, by name; each holds unless it is set elsewhere."""
-        return recipe.fine_tuning(self, self.rows(data)[0])
+        return recipe.fine_tuning(self, self.rows(data)[0], data.converted)
 
     def follow(self, trainer: cfg.TrainerConfig) -> None:
         """Sets what is unset and follows from the settings of the training."""

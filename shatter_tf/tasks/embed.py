@@ -129,7 +129,7 @@ class EmbedConfig(FineTuning, cfg.TaskConfig):
         return config, opened
 
     def recipe(self, data):
-        return recipe.embedding(self, self.rows(data)[0])
+        return recipe.embedding(self, self.rows(data)[0], data.converted)
 
     def problems(self):
         found = []

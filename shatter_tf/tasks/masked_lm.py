@@ -81,7 +81,7 @@ class PretrainConfig(TaskAnswers, cfg.TaskConfig):
         return tuple(-(-number // max(self.train_data.seq_length, 1)) for number in tokens)
 
     def recipe(self, data):
-        return recipe.pretraining(self, self.rows(data)[0] * self.train_data.seq_length)
+        return recipe.pretraining(self, self.rows(data)[0] * self.train_data.seq_length, data.converted)
 
     def too_few(self, data):
         return []  # the shortest corpus fills a batch by being read several times

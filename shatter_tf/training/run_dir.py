@@ -74,6 +74,7 @@ class Run:
       facts: what the training data is like, once that was reported.
       normalizer: of the tokenizer, as `lower_case` is.
       converted_from: of what other software wrote and `shatter convert` read: its name, and the SHA-256 of its weights.
+      converted: whether training started from such weights, or from what was trained from them.
     """
 
     experiment: str
@@ -87,6 +88,7 @@ class Run:
     facts: dict[str, Any] = dataclasses.field(default_factory=dict)
     normalizer: str = ""
     converted_from: Optional[dict[str, str]] = None
+    converted: bool = False
 
     @property
     def labels(self) -> list[str]:
@@ -136,6 +138,7 @@ def read(model_dir: str, name: str = "model_dir") -> Run:
     data_sha256 = about.get("data_sha256")
     run = Run(experiment, params, vocabulary, lower_case, data_sha256=data_sha256, normalizer=normalizer)
     run.converted_from = about.get("converted_from")
+    run.converted = about.get("converted", False)
     return run
 
 
@@ -250,6 +253,8 @@ def write(model_dir: str, run: Run) -> None:
     )
     if run.converted_from:
         about["converted_from"] = run.converted_from
+    if run.converted:
+        about["converted"] = True
     write_whole(os.path.join(model_dir, EXPERIMENT_FILE), json.dumps(about, indent=1) + "\n")
 
 

@@ -152,6 +152,7 @@ def resolve(
             normalizer = getattr(params.task.train_data, "normalizer", data.normalizer)
             if normalizer != data.normalizer:  # of another package's task, which does not know it
                 problems.append(f"task.train_data.normalizer={normalizer}: this task does not pass it to its Data")
+            data.converted = _is_converted(initial, params.task)
             if teacher:
                 data.teacher = teacher
                 problems += params.task.problems_with(teacher)
@@ -181,6 +182,7 @@ def resolve(
         {} if before else said,
         before,
         normalizer=data.normalizer if data else "",
+        converted=before.converted if before else _is_converted(initial, params.task),
     )
     if model_dir and data:
         with collected(problems):
@@ -204,6 +206,11 @@ def resolve(
         run.params = derive(params, merge(chosen, given), len(vocabulary))
     _warn_of_idle_steps(run.params)
     return run
+
+
+def _is_converted(initial: Optional[Run], task: cfg.TaskConfig) -> bool:
+    """Returns whether training starts from the weights of a run that was converted, or started from such a one."""
+    return bool(initial and (initial.converted or initial.converted_from) and getattr(task, "restore_weights", True))
 
 
 def _read_teacher(init_teacher: str, model_dir: Optional[str]) -> Teacher:
