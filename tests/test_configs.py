@@ -137,7 +137,10 @@ def test_every_run_of_a_grid_could_start(path, write_corpus, random_documents, t
 
 def _pretend_to_have_run(model, corpus, base):
     """Makes all but the weights of a run, the demo's or one of a grid: runs/GRID/VARIANT/RUN/model; returns where."""
-    if model == "demo/out/pretrain":
+    if model in ("runs/minilm", "runs/student"):
+        more = f"task.model.encoder.type={'bert' if 'minilm' in model else 'shatter'}"
+        run = settings.resolve("shatter/pretrain", config="tiny", params_override=more, data_dir=corpus)
+    elif model == "demo/out/pretrain":
         run = settings.resolve("shatter/pretrain", config_file="configs/pretrain_tiny.yaml", data_dir=corpus)
     else:
         output = pathlib.Path(*pathlib.Path(model).parts[:2])
