@@ -53,6 +53,7 @@ def test_a_run_may_go_on_in_less_memory_but_not_as_another_model(pretrain, tmp_p
     model_dir.write(str(tmp_path), pretrain())
     any_ = "task.model.encoder.any"
     model_dir.check(str(tmp_path), pretrain(f"{any_}.recompute_blocks=true,{any_}.query_block_size=8"))
+    model_dir.check(str(tmp_path), pretrain(f"{any_}.max_sequence_length=4096,{any_}.near_block_size=32"))
     bert = pretrain("task.model.encoder.type=bert")
     model_dir.write(str(tmp_path / "bert"), bert)
     model_dir.check(str(tmp_path / "bert"), bert)

@@ -41,7 +41,7 @@ class Family:
       sizes: the names of the fields that must be positive.
       own_names: fields that correspond to another family's under another name, by that name.
       own_defaults: fields whose default is part of what the family is, and is not taken over from another family.
-      computation: the names of the fields that affect memory or time but no result; a run may change them.
+      computation: the names of the fields that no weights depend on, and no short text's result; a run may change them.
     """
 
     embedding_pooling: str = "mean"

@@ -98,7 +98,10 @@ class ShatterConfig(Family, hyperparams.Config):
         "max_position_embeddings": "max_sequence_length",
     }
     own_defaults = ("hidden_activation",)
-    computation = ("query_block_size", "recompute_blocks")
+    computation = (
+        *("max_sequence_length", "query_block_size", "far_keys", "near_block_size", "spans_per_block"),
+        "recompute_blocks",
+    )
 
     def problems(self) -> list[str]:
         """Returns one line for each value that no encoder can be built with."""
