@@ -23,7 +23,7 @@ class ShatterAttention(tf_keras.layers.Layer):
       packs: document numbers, int32 [B, M]; see `attention_mask`.
       maps: the mask, bool [B, L, M], and the partition, [P, L, M], which all layers share; see `mask_and_partition`.
         L < M computes only the first L positions. Without them the layer attends in blocks of queries, or to spans,
-        where the static length is beyond `config.query_block_size`, and else makes them itself.
+        where the static length is beyond `config.longest_at_once`, and else makes them itself.
       dropout_keys: uint32 [B]; see `dropout.dropout`. Without them, training draws keys of its own; outside training
         they are ignored.
 

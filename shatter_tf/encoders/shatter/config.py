@@ -42,10 +42,10 @@ class ShatterConfig(Family, hyperparams.Config):
         "first_token", BERT's tanh projection of the first token, for a task that trains it.
       query_block_size: attention over inputs longer than this processes that many positions at a time and recomputes
         each block in the backward pass, so that memory grows with the length and no longer with its square.
-      far_keys: what such inputs are read by beyond the blocks beside a query's own: "tokens" (the blocks are those of
-        `query_block_size`, and nothing is lost), "spans" of them (spans.py), whose cost hardly grows with the length,
-        or "none".
-      near_block_size: tokens in a block, where far keys are not tokens; a power of two.
+      far_keys: what is read beyond the blocks of `near_block_size` tokens beside a query's own: "tokens", one by one,
+        "spans" of them (spans.py), whose cost hardly grows with the length, or "none". Inputs of up to two blocks have
+        nothing beyond.
+      near_block_size: tokens in such a block, a power of two; has no effect where far keys are tokens.
       spans_per_block: spans that far blocks are read in; a power of two. The more, the nearer to "tokens".
       recompute_blocks: keep only what passes from block to block, and recompute the rest in the backward pass.
       dropout_rate: dropout of embeddings and sub-layer outputs.
@@ -143,9 +143,14 @@ class ShatterConfig(Family, hyperparams.Config):
         return squashing.far_distance(self.squashing_scale, self.num_parts)
 
     @property
+    def longest_at_once(self) -> int:
+        """The longest sequence whose attention maps are held at once; longer ones are read in blocks."""
+        return self.query_block_size if self.far_keys == "tokens" else 2 * self.near_block_size
+
+    @property
     def longest_dynamic(self) -> int:
-        return min(self.query_block_size, self.max_sequence_length)
+        return min(self.longest_at_once, self.max_sequence_length)
 
     def attends_in_blocks(self, length: Optional[int]) -> bool:
         """Returns whether a sequence of this static length is too long for its attention maps to be held at once."""
-        return length is not None and length > self.query_block_size and not self.return_attention_scores
+        return length is not None and length > self.longest_at_once and not self.return_attention_scores

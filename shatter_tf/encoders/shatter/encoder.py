@@ -130,13 +130,15 @@ class ShatterEncoder(PackedEncoder):
         config = self.config
         last = self.blocks[-1]
         maps = None
-        if not config.attends_in_blocks(packs.shape[1]):
+        in_blocks = config.attends_in_blocks(packs.shape[1])
+        if not in_blocks:
             maps = mask_and_partition(config, packs, self.compute_dtype)
+        in_spans = in_blocks and config.far_keys != "tokens"
 
         outputs = []
         attention_scores = []
         for i, block in enumerate(self.blocks):
-            if block is last and config.output_range is not None:
+            if block is last and config.output_range is not None and not in_spans:
                 maps = mask_and_partition(config, packs, self.compute_dtype, config.output_range)
             block_keys = None if keys is None else site_keys(keys, i)
 
@@ -144,6 +146,8 @@ class ShatterEncoder(PackedEncoder):
                 h = _recomputed(block, packs, maps, block_keys)(h)
             else:
                 h, attention = block(h, packs, maps, block_keys)
+            if block is last and in_spans:
+                h = h[:, : config.output_range]
             outputs.append(h)
             if config.return_attention_scores:
                 attention_scores.append(attention[:, tf.newaxis])

@@ -94,8 +94,8 @@ def attend_to_spans(
     Example:
     >>> from shatter_tf.encoders.shatter.attention import ShatterAttention
     >>> from shatter_tf.encoders.shatter.equations import mask_and_partition
-    >>> sizes = dict(hidden_size=16, num_parts=8, query_block_size=8)
-    >>> layer = ShatterAttention(ShatterConfig(**sizes, far_keys="spans", near_block_size=8, spans_per_block=8))
+    >>> spans = dict(far_keys="spans", near_block_size=8, spans_per_block=8)
+    >>> layer = ShatterAttention(ShatterConfig(hidden_size=16, num_parts=8, **spans))
     >>> packs = tf.ones([1, 64], tf.int32)
     >>> x = tf.repeat(tf.random.normal([1, 16, 16]), 4, axis=1)  # spans of up to 4 tokens, which are the same
     >>> exact, _ = layer(x, packs, mask_and_partition(layer.config, packs, tf.float32))
