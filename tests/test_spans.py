@@ -312,6 +312,24 @@ def test_a_text_is_read_the_same_however_long_its_row_is(far_keys):
         np.testing.assert_allclose(dynamic(x[:, :length], packs[:, :length]), padded, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("far_keys", ["spans", "none"])
+def test_the_length_need_not_be_known(far_keys):
+    ids = tf.constant(np.random.default_rng(0).integers(1, 20, [2, 70]), tf.int32)
+    encoder = ShatterEncoder(make_config(far_keys=far_keys, max_sequence_length=96))
+    specs = [tf.TensorSpec([None, None], tf.int32)] * 2
+
+    @tf.function(input_signature=specs, autograph=False)
+    def encode(ids, mask):
+        return encoder(dict(input_word_ids=ids, input_mask=mask))["sequence_output"]
+
+    for length in (3, 16, 17, 70):
+        inputs = dict(
+            input_word_ids=ids[:, :length], input_mask=tf.constant([packs_of(length), packs_of(2, length - 2)])
+        )
+        expected = encoder(inputs)["sequence_output"]
+        np.testing.assert_allclose(encode(*inputs.values()), expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("length", [16, 70])
 def test_output_range_is_a_part_of_the_output(length):
     ids = tf.constant(np.random.default_rng(0).integers(1, 20, [2, length]), tf.int32)

@@ -127,6 +127,26 @@ class ShatterEncoder(PackedEncoder):
         self.final_layer_norm = rms_norm("final_layer_norm") if config.norm_first else None
 
     def encode(self, h, packs, keys, training):
+        if packs.shape[1] is None and self.config.far_keys != "tokens":
+            return self._encode_any_length(h, packs, keys, training)
+        return self._encode(h, packs, keys, training)
+
+    def _encode_any_length(self, h, packs, keys, training):
+        """Encodes rows whose length is not known when the graph is made: as if they were padded to the longest."""
+        config = self.config
+        length = tf.shape(packs)[1]
+
+        def padded(t):
+            t = tf.pad(t, [[0, 0], [0, config.max_sequence_length - length], *[[0, 0]] * (t.shape.rank - 2)])
+            return tf.ensure_shape(t, [t.shape[0], config.max_sequence_length, *t.shape[2:]])
+
+        def in_blocks():
+            h_, outputs, more = self._encode(padded(h), padded(packs), keys, training)
+            return h_[:, :length], [output[:, :length] for output in outputs], more
+
+        return tf.cond(length <= config.longest_at_once, lambda: self._encode(h, packs, keys, training), in_blocks)
+
+    def _encode(self, h, packs, keys, training):
         config = self.config
         last = self.blocks[-1]
         maps = None
