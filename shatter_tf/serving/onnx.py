@@ -66,7 +66,33 @@ def convert(servable: Servable) -> bytes:
     )
     logging.getLogger("tf2onnx").setLevel(logging.ERROR)  # it tells every step otherwise
     model, _ = tf2onnx.convert.from_function(function, input_signature=specs, opset=_OPSET)
+    _spell_out_sigmoids(model.graph)
     return model.SerializeToString()
+
+
+def _spell_out_sigmoids(graph) -> None:
+    """Replaces sigmoids in an ONNX graph by 1 / (1 + exp(-x)).
+
+    ONNX Runtime's own is wrong far below its midpoint (1.32 on a CPU: by 0.03 % at -8, by 1 % at -12), where most
+    attention is.
+    """
+    from onnx import helper
+
+    nodes = []
+    for node in graph.node:
+        if node.op_type != "Sigmoid":
+            nodes.append(node)
+            continue
+        x, y, name = node.input[0], node.output[0], node.name
+        nodes += [
+            helper.make_node("Neg", [x], [f"{y}/neg"], f"{name}/neg"),
+            helper.make_node("Exp", [f"{y}/neg"], [f"{y}/exp"], f"{name}/exp"),
+            helper.make_node("Add", [f"{y}/exp", f"{y}/one"], [f"{y}/sum"], f"{name}/add"),
+            helper.make_node("Reciprocal", [f"{y}/sum"], [y], f"{name}/reciprocal"),
+        ]
+        graph.initializer.append(helper.make_tensor(f"{y}/one", 1, [], [1.0]))  # 1: float32
+    del graph.node[:]
+    graph.node.extend(nodes)
 
 
 def difference(servable: Servable, model: bytes) -> float:
