@@ -64,7 +64,8 @@ def levels_of(config: ShatterConfig, length: int) -> tuple[list[Level], int]:
     """Returns the levels at which a text of `length` tokens is read, and how many spans they have in all.
 
     Example:
-    >>> levels, number = levels_of(ShatterConfig(near_block_size=64, spans_per_block=32), 512)
+    >>> config = ShatterConfig(far_keys="spans", near_block_size=64, spans_per_block=32)
+    >>> levels, number = levels_of(config, 512)
     >>> [(level.pair, level.spans, level.span_size) for level in levels], number
     ([(128, 64, 2), (256, 64, 4)], 384)
     """
