@@ -239,9 +239,7 @@ def _without_new_map(item: tf_keras.layers.Layer, checkpoint: str, part: str) ->
     children = {name: t for name, t in tf.train.TrackableView(item).children(item).items() if t is not embedding_map}
     new = {variable.ref() for variable in embedding_map.variables}
     others = [variable for variable in item.variables if variable.ref() not in new]
-    return tf.train.Checkpoint(
-        **{name: child for name, child in children.items() if child is not embedding_map}
-    ), others
+    return tf.train.Checkpoint(**children), others
 
 
 def _restore_part(

@@ -10,20 +10,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_text  # noqa: F401  registers the tokenizer's operations
-from serving.toy import toy_servable
+from serving.toy import grown, toy_servable
 
 from shatter_tf.encoders.shatter.partition import far_parts
 from shatter_tf.errors import UserError
 from shatter_tf.serving import litert
 
 TEXTS = tf.constant(["w1 w2 w3", "", " ".join(f"w{i}" for i in range(40))])
-
-
-def grown(servable):
-    """Makes random weights large enough to tell right from wrong."""
-    for variable in servable.model.trainable_variables:
-        variable.assign_add(tf.random.normal(variable.shape, stddev=0.2))
-    return servable
 
 
 @pytest.mark.parametrize("num_parts", [3, 8])

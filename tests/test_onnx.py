@@ -7,18 +7,10 @@ import runpy
 
 import numpy as np
 import pytest
-from serving.toy import toy_servable
+from serving.toy import grown, toy_servable
 
 from shatter_tf.errors import UserError
 from shatter_tf.serving import onnx
-
-
-def grown(servable, seed=0):
-    """Makes random weights large enough to tell right from wrong."""
-    rng = np.random.default_rng(seed)
-    for variable in servable.model.trainable_variables:
-        variable.assign_add(rng.normal(0, 0.2, variable.shape))
-    return servable
 
 
 def test_a_classifier():

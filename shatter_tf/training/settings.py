@@ -143,6 +143,7 @@ def resolve(
         params.task.train_data.vocab_file = os.path.join(model_dir, VOCABULARY_FILE)
         if vocab_file:
             given = merge(given, nested("task.train_data.vocab_file", params.task.train_data.vocab_file))
+    converted = before.converted if before else _is_converted(initial, params.task)
     data = None
     if not problems:  # else it is not known which vocabulary the data is for
         pretrained = initial and Pretrained(initial_dir, initial.vocabulary, initial.lower_case, initial.normalizer)
@@ -152,7 +153,7 @@ def resolve(
             normalizer = getattr(params.task.train_data, "normalizer", data.normalizer)
             if normalizer != data.normalizer:  # of another package's task, which does not know it
                 problems.append(f"task.train_data.normalizer={normalizer}: this task does not pass it to its Data")
-            data.converted = _is_converted(initial, params.task)
+            data.converted = converted
             if teacher:
                 data.teacher = teacher
                 problems += params.task.problems_with(teacher)
@@ -182,7 +183,7 @@ def resolve(
         {} if before else said,
         before,
         normalizer=data.normalizer if data else "",
-        converted=before.converted if before else _is_converted(initial, params.task),
+        converted=converted,
     )
     if model_dir and data:
         with collected(problems):

@@ -73,8 +73,8 @@ class TrainingStep:
         def training_step(inputs):
             return task.train_step(inputs, model, optimizer, metrics, parts, loss_scale)[task.loss]
 
-        self._step = training_step
         self._function = tf.function(training_step, jit_compile=params.runtime.enable_xla)
+        self._compiled = self._function if params.runtime.enable_xla else tf.function(training_step, jit_compile=True)
 
     def __call__(self) -> float:
         return float(self._function(self.batch))
@@ -93,8 +93,7 @@ class TrainingStep:
 
     def hlo(self) -> hlo_pb2.HloModuleProto:
         """Returns what is handed to XLA: the step before any optimization, the same for every device."""
-        compiled = tf.function(self._step, jit_compile=True)
-        serialized = compiled.experimental_get_compiler_ir(self.batch)(stage="hlo_serialized")
+        serialized = self._compiled.experimental_get_compiler_ir(self.batch)(stage="hlo_serialized")
         return hlo_pb2.HloModuleProto.FromString(serialized)
 
 
